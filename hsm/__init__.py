@@ -1,0 +1,1 @@
+"""Typed, durable, hierarchical state machines."""
