@@ -11,10 +11,9 @@ import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
-from typing import Final, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Final, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
-from typing_extensions import Self
 
 __all__ = [
     "ABSENT",
@@ -265,7 +264,7 @@ class Change:
 
 @attrs.frozen(kw_only=True)
 class KeysLikeRequest:
-    """List keys by SQL LIKE pattern: `%` any text, `_` one character, `\\` escapes.
+    r"""List keys by SQL LIKE pattern: `%` any text, `_` one character, `\` escapes.
 
     Attributes:
         page_size: keys a page; None is all.
