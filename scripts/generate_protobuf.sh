@@ -3,7 +3,7 @@
 # The oldest supported protoc generates: the runtime refuses generated code that is newer than itself.
 set -eu
 cd "$(dirname "$0")/.."
-tools=.venv/protobuf-tools
+tools=build/ci/protobuf
 if [ ! -x "$tools/bin/protoc-gen-mypy" ]; then
     python3 -m venv "$tools"
     "$tools/bin/pip" install --quiet "grpcio-tools==1.74.0" "mypy-protobuf==3.6.0" "setuptools<81"
