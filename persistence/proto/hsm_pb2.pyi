@@ -69,6 +69,7 @@ class StateMachineNode(google.protobuf.message.Message):
     LAST_UPDATE_VERSION_FIELD_NUMBER: builtins.int
     ORDINAL_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
+    NEXT_ORDINAL_FIELD_NUMBER: builtins.int
     transition_count: builtins.int
     """Transitions this machine has made."""
     data: builtins.bytes
@@ -77,6 +78,8 @@ class StateMachineNode(google.protobuf.message.Message):
     """Order of creation within the tree: greater than the parent's and than that of every older sibling.
     0: unknown; siblings without it sort by type and id.
     """
+    next_ordinal: builtins.int
+    """On the root: greater than every ordinal that the tree has ever used. 0: unknown."""
     @property
     def children(self) -> google.protobuf.internal.containers.MessageMap[builtins.int, global___StateMachineMap]:
         """Children by type id."""
@@ -101,9 +104,10 @@ class StateMachineNode(google.protobuf.message.Message):
         last_update_version: global___VersionedTransition | None = ...,
         ordinal: builtins.int = ...,
         tasks: collections.abc.Iterable[global___StateMachineTask] | None = ...,
+        next_ordinal: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["initial_version", b"initial_version", "last_update_version", b"last_update_version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["children", b"children", "data", b"data", "initial_version", b"initial_version", "last_update_version", b"last_update_version", "ordinal", b"ordinal", "tasks", b"tasks", "transition_count", b"transition_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["children", b"children", "data", b"data", "initial_version", b"initial_version", "last_update_version", b"last_update_version", "next_ordinal", b"next_ordinal", "ordinal", b"ordinal", "tasks", b"tasks", "transition_count", b"transition_count"]) -> None: ...
 
 global___StateMachineNode = StateMachineNode
 

@@ -1,0 +1,191 @@
+"""Codecs: definitions and serializers for data that is a protobuf message or an attrs class."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar, overload
+
+import attrs
+from google.protobuf.message import DecodeError, Message
+
+from hsm.errors import InvalidTaskKindError, SerializationError
+from hsm.machine import MachineDefinition, MachineType
+from hsm.task import Task, TaskKind, TaskSerializer
+
+__all__ = [
+    "attrs_definition",
+    "attrs_task_serializer",
+    "proto_definition",
+    "proto_task_serializer",
+    "task_serializer",
+]
+
+DataT = TypeVar("DataT")
+MessageT = TypeVar("MessageT", bound=Message)
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+@attrs.frozen
+class _Definition(Generic[DataT]):
+    type: MachineType
+    serialize: Callable[[DataT], bytes]
+    deserialize: Callable[[bytes], DataT]
+
+
+@overload
+def proto_definition(machine_type: MachineType, message: type[MessageT]) -> MachineDefinition[MessageT]: ...
+@overload
+def proto_definition(
+    machine_type: MachineType,
+    message: type[MessageT],
+    *,
+    wrap: Callable[[MessageT], DataT],
+    unwrap: Callable[[DataT], MessageT],
+) -> MachineDefinition[DataT]: ...
+def proto_definition(
+    machine_type: MachineType,
+    message: type[MessageT],
+    *,
+    wrap: Callable[[MessageT], Any] | None = None,
+    unwrap: Callable[[Any], MessageT] | None = None,
+) -> MachineDefinition[Any]:
+    """A definition of machines whose data is a protobuf message, or a class around one.
+
+    Args:
+        machine_type: id and name.
+        message: the generated class.
+        wrap: makes the data from a message, for data that has methods.
+        unwrap: the message of the data.
+    """
+    parse = functools.partial(_parse, message)
+    if wrap is None or unwrap is None:
+        return _Definition(machine_type, message.SerializeToString, parse)
+    return _Definition(
+        machine_type,
+        lambda data: unwrap(data).SerializeToString(),
+        lambda data: wrap(parse(data)),
+    )
+
+
+def attrs_definition(machine_type: MachineType, class_: type[DataT]) -> MachineDefinition[DataT]:
+    """A definition of machines whose data is an attrs class, stored as JSON.
+
+    Fields may be of any type that cattrs structures: numbers, text, bytes, enums, aware datetimes,
+    timedeltas, attrs classes, unions of them, and lists, tuples, sets and mappings of these. A field that
+    is missing in old data takes its default; an unknown one is ignored.
+
+    Needs the extra `attrs-codec`.
+
+    Raises:
+        TypeError: the class is not an attrs class.
+    """
+    return _Definition(machine_type, *_attrs_codec(class_))
+
+
+def proto_task_serializer(
+    message: type[MessageT], *, wrap: Callable[[MessageT], TaskT], unwrap: Callable[[TaskT], MessageT]
+) -> TaskSerializer[TaskT]:
+    """A serializer of tasks whose payload is a protobuf message."""
+    parse = functools.partial(_parse, message)
+    return _TaskSerializer(lambda task: unwrap(task).SerializeToString(), lambda data: wrap(parse(data)))
+
+
+def attrs_task_serializer(class_: type[TaskT]) -> TaskSerializer[TaskT]:
+    """A serializer of tasks that are attrs classes, stored as JSON; fields as in `attrs_definition`.
+
+    A class without fields needs no extra; one with fields needs `attrs-codec`.
+
+    Raises:
+        TypeError: the class is not an attrs class.
+    """
+    return _TaskSerializer(*_attrs_codec(class_))
+
+
+def task_serializer(class_: type[TaskT]) -> TaskSerializer[TaskT]:
+    """The serializer that fits a task class.
+
+    Raises:
+        TypeError: the class is not an attrs class; register a serializer for it.
+    """
+    if not is_attrs(class_):
+        raise TypeError(
+            f"{class_.__qualname__} is not an attrs class:"
+            f" call register_task_serializer({class_.type.id}, ...) before register_task"
+        )
+    return attrs_task_serializer(class_)
+
+
+@attrs.frozen
+class _TaskSerializer(Generic[TaskT]):
+    serialize: Callable[[TaskT], bytes]
+    _decode: Callable[[bytes], TaskT]
+
+    def deserialize(self, data: bytes, kind: TaskKind, /) -> TaskT:
+        task = self._decode(data)
+        if type(task.kind) is not type(kind):
+            raise InvalidTaskKindError(
+                f"task {task.type.name!r} is of kind {type(task.kind).__name__},"
+                f" but is stored as {type(kind).__name__}"
+            )
+        return task
+
+
+def _parse(message: type[MessageT], data: bytes) -> MessageT:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise SerializationError(f"{len(data)} bytes are not a {message.DESCRIPTOR.full_name}") from error
+
+
+_NO_FIELDS: Final = b"{}"
+
+
+def is_attrs(class_: type) -> bool:
+    """Whether a class is made by attrs; unlike `attrs.has`, this does not narrow the type away."""
+    return attrs.has(class_)
+
+
+def fields_of(class_: type) -> tuple[attrs.Attribute[Any], ...]:
+    """The fields of a class made by attrs; none for any other."""
+    return attrs.fields(class_) if attrs.has(class_) else ()
+
+
+def _attrs_codec(class_: type[DataT]) -> tuple[Callable[[DataT], bytes], Callable[[bytes], DataT]]:
+    if not is_attrs(class_):
+        raise TypeError(f"{class_.__qualname__} is not an attrs class")
+    if not fields_of(class_):
+        return lambda _: _NO_FIELDS, lambda _: class_()
+
+    def serialize(data: DataT) -> bytes:
+        try:
+            return json.dumps(_converter().unstructure(data, class_), separators=(",", ":")).encode()
+        except Exception as error:
+            raise SerializationError(f"{class_.__qualname__} cannot be serialized: {error}") from error
+
+    def deserialize(data: bytes) -> DataT:
+        try:
+            restored: DataT = _converter().structure(json.loads(data), class_)
+        except Exception as error:
+            raise SerializationError(f"{data[:80]!r} is not a {class_.__qualname__}: {error}") from error
+        return restored
+
+    _converter()
+    return serialize, deserialize
+
+
+@functools.cache
+def _converter() -> Any:  # cattrs' converter; cattrs is an extra
+    try:
+        from cattrs.preconf.json import make_converter  # noqa: PLC0415 - an extra, imported on first use
+    except ImportError as error:
+        raise ImportError(
+            "codecs for attrs classes need cattrs: pip install 'hsm-toolkit[attrs-codec]'"
+        ) from error
+    from datetime import timedelta  # noqa: PLC0415
+
+    converter = make_converter()
+    converter.register_unstructure_hook(timedelta, lambda value: value // timedelta(microseconds=1))
+    converter.register_structure_hook(timedelta, lambda value, _: timedelta(microseconds=value))
+    return converter

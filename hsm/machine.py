@@ -1,0 +1,112 @@
+"""Machines: what the tree asks of a type of machine and of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from hsm.task import Task
+    from hsm.tree import Node
+
+__all__ = [
+    "ComparableDefinition",
+    "HasState",
+    "Key",
+    "MachineDefinition",
+    "MachineType",
+    "StateMachine",
+    "TaskRegenerator",
+    "VersionedTransition",
+]
+
+DataT = TypeVar("DataT")
+DataT_contra = TypeVar("DataT_contra", contravariant=True)
+StateT = TypeVar("StateT")
+
+
+class MachineType(NamedTuple):
+    """The identity of a type of machine.
+
+    Attributes:
+        id: an int32, persisted: never change or reuse it.
+        name: for people.
+    """
+
+    id: int
+    name: str
+
+
+class Key(NamedTuple):
+    """A machine's place among its siblings. The id may be empty, for a child that is the only one.
+
+    Attributes:
+        type: id of the machine type.
+        id: unique among siblings of that type.
+    """
+
+    type: int
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.type}:{self.id}"
+
+
+class VersionedTransition(NamedTuple):
+    """A point in the history of an execution.
+
+    Attributes:
+        failover_version: version of the cluster that wrote; greater is newer.
+        transition_count: transactions of the execution so far; 0 is "not known".
+    """
+
+    failover_version: int = 0
+    transition_count: int = 0
+
+
+class MachineDefinition(Protocol[DataT]):
+    """A type of machine, as a `Registry` holds it: its identity, and its data to bytes and back.
+
+    Semantics: Temporal `hsm.StateMachineDefinition`.
+    """
+
+    @property
+    def type(self) -> MachineType:
+        """The machine type; the same for ever."""
+        ...
+
+    def serialize(self, data: DataT, /) -> bytes:
+        """The persisted form of `data`."""
+        ...
+
+    def deserialize(self, data: bytes, /) -> DataT:
+        """A fresh object; must accept everything that `serialize` ever wrote."""
+        ...
+
+
+@runtime_checkable
+class ComparableDefinition(Protocol[DataT_contra]):
+    """A definition that can tell which of two states is newer, for sync without versions."""
+
+    def compare(self, a: DataT_contra, b: DataT_contra, /) -> int:
+        """Greater than 0 if `a` is newer, less if `b` is, 0 if they are equal."""
+        ...
+
+
+class HasState(Protocol[StateT]):
+    """Data with a state. A protobuf message with a `state` field is one."""
+
+    state: StateT
+
+
+@runtime_checkable
+class TaskRegenerator(Protocol):
+    """Data that can name again the tasks of its present state; needed for refresh and sync."""
+
+    def regenerate_tasks(self, node: Node) -> Iterable[Task]:
+        """The tasks that the machine waits for now, told from the data alone."""
+        ...
+
+
+class StateMachine(HasState[StateT], TaskRegenerator, Protocol[StateT]):
+    """Data with a state and the tasks that belong to it."""

@@ -1,0 +1,82 @@
+"""Collections: the children of one type under a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from hsm.machine import HasState, Key
+from hsm.transition import Transition, TransitionOutput
+from hsm.tree._node import Node
+
+__all__ = ["Collection"]
+
+DataT = TypeVar("DataT")
+EventT = TypeVar("EventT")
+MachineT = TypeVar("MachineT", bound=HasState[Any])
+
+
+class Collection(Generic[DataT]):
+    """A typed view of the children of one machine type. It holds nothing itself; make one when needed.
+
+    Iteration yields ids, in order of insertion.
+
+    Semantics: Temporal `hsm.Collection`, with an order.
+
+    Attributes:
+        type: id of the machine type.
+    """
+
+    __slots__ = ("_data_type", "_node", "type")
+
+    def __init__(self, node: Node, type_id: int, data_type: type[DataT]) -> None:
+        self._node = node
+        self._data_type = data_type
+        self.type = type_id
+
+    def add(self, id: str, data: DataT) -> Node:  # noqa: A002 - the field is called id
+        """Add a child.
+
+        Raises:
+            StateMachineAlreadyExistsError: there is a child with this id.
+            IncompatibleTypeError: the data is of another class.
+        """
+        return self._node._add_typed_child(Key(self.type, id), data, self._data_type)
+
+    def node(self, id: str) -> Node:  # noqa: A002
+        """A child.
+
+        Raises:
+            StateMachineNotFoundError: there is no child with this id.
+        """
+        return self._node.child((Key(self.type, id),))
+
+    def data(self, id: str) -> DataT:  # noqa: A002
+        """A child's data."""
+        return self.node(id).data(self._data_type)
+
+    def transition(self, id: str, fn: Callable[[DataT], TransitionOutput | None]) -> None:  # noqa: A002
+        """Transition a child; see `Node.transition`."""
+        self.node(id).transition(self._data_type, fn)
+
+    def apply(
+        self: Collection[MachineT],
+        id: str,  # noqa: A002
+        transition: Transition[Any, MachineT, EventT],
+        event: EventT,
+    ) -> None:
+        """Apply a transition to a child; see `Node.apply`."""
+        self.node(id).apply(transition, event)
+
+    def nodes(self) -> Sequence[Node]:
+        """The children, in order of insertion."""
+        return self._node._children_of_type(self.type)
+
+    def __len__(self) -> int:
+        return sum(key.type == self.type for key in self._node._child_keys())
+
+    def __contains__(self, id: object) -> bool:  # noqa: A002
+        return isinstance(id, str) and self._node._has_child(Key(self.type, id))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([node.key.id for node in self.nodes() if node.key is not None])
