@@ -371,8 +371,11 @@ class Store(Protocol):
 class TransactionalStore(Store, Protocol):
     """A store with all-or-nothing transactions within one partition."""
 
-    async def multi(self, operations: Sequence[Operation]) -> None:
-        """Carry out all operations or none.
+    async def multi(self, operations: Sequence[Operation]) -> str:
+        """Carry out all operations or none; the etag of every row that was written.
+
+        A writer that holds a row can thus write it again without reading it first. The answer is "" if
+        nothing was written.
 
         All conditions see the state before the multi; then all writes happen in order. The operations
         are of one partition. An empty sequence does nothing.

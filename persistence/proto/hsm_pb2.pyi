@@ -13,7 +13,6 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
-import google.protobuf.timestamp_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -240,27 +239,25 @@ class StateMachineTaskKind(google.protobuf.message.Message):
             self,
         ) -> None: ...
 
-    DEADLINE_FIELD_NUMBER: builtins.int
+    DEADLINE_NANOS_FIELD_NUMBER: builtins.int
     DESTINATION_FIELD_NUMBER: builtins.int
     IMMEDIATE_FIELD_NUMBER: builtins.int
+    deadline_nanos: builtins.int
+    """Fires at this time or later: nanoseconds since 1970, UTC."""
     destination: builtins.str
     """Runs in the queue of this destination."""
-    @property
-    def deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Fires at this time or later."""
-
     @property
     def immediate(self) -> global___StateMachineTaskKind.Immediate: ...
     def __init__(
         self,
         *,
-        deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        deadline_nanos: builtins.int = ...,
         destination: builtins.str = ...,
         immediate: global___StateMachineTaskKind.Immediate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["deadline", b"deadline", "destination", b"destination", "immediate", b"immediate", "kind", b"kind"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["deadline", b"deadline", "destination", b"destination", "immediate", b"immediate", "kind", b"kind"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["deadline", "destination", "immediate"] | None: ...
+    def HasField(self, field_name: typing.Literal["deadline_nanos", b"deadline_nanos", "destination", b"destination", "immediate", b"immediate", "kind", b"kind"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["deadline_nanos", b"deadline_nanos", "destination", b"destination", "immediate", b"immediate", "kind", b"kind"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["deadline_nanos", "destination", "immediate"] | None: ...
 
 global___StateMachineTaskKind = StateMachineTaskKind
 

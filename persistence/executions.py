@@ -1,0 +1,121 @@
+"""Rows of the engine: their keys. A shard's partition holds everything about its executions.
+
+Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The prefixes:
+
+| key | row |
+|---|---|
+| `c/<namespace>/<id>` | current run of an id |
+| `v/<namespace>/<id>/<run>` | version of an execution |
+| `m/<namespace>/<id>/<run>` | metadata, for listings |
+| `n/<namespace>/<id>/<run>/<type:id>/...` | one machine; the root's key ends after the run |
+| `t/<due>/<task>` | timer, `due` in nanoseconds with 20 digits |
+| `o/<namespace>/<group>/<destination>/<task>` | outbound task |
+| `i/<namespace>/<group>/<task>` | immediate task |
+| `d/<task>` | dead letter |
+| `z/<namespace>/<id>/<run>/<ordinal>` | tombstone of a large subtree |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+__all__ = [
+    "AFTER_SLASH",
+    "SETTINGS_KEY",
+    "SETTINGS_PARTITION",
+    "current_run_key",
+    "dead_letter_key",
+    "escape",
+    "group_prefix",
+    "metadata_key",
+    "node_prefix",
+    "prefix_end",
+    "segment",
+    "shard_of",
+    "shard_partition",
+    "timer_key",
+    "tombstone_key",
+    "unescape",
+    "version_key",
+]
+
+SETTINGS_PARTITION: Final = "exec"
+SETTINGS_KEY: Final = "settings"
+AFTER_SLASH: Final = "0"
+"""The character after `/`: replaces a closing slash to make the end of a prefix range."""
+
+
+def escape(segment: str) -> str:
+    """A segment that may hold any text, without `/`."""
+    if "%" in segment or "/" in segment:
+        return segment.replace("%", "%25").replace("/", "%2F")
+    return segment
+
+
+def unescape(segment: str) -> str:
+    """What `escape` was given."""
+    return segment.replace("%2F", "/").replace("%25", "%")
+
+
+def shard_of(namespace: str, id_: str, count: int) -> int:
+    """The shard of an execution id; the same for all its runs, for ever."""
+    digest = hashlib.blake2b(f"{namespace}\0{id_}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % count
+
+
+def shard_partition(shard: int) -> str:
+    """The partition of a shard."""
+    return f"exec/{shard}"
+
+
+def current_run_key(namespace: str, id_: str) -> str:
+    """Key of the row that names the current run."""
+    return f"c/{escape(namespace)}/{escape(id_)}"
+
+
+def version_key(namespace: str, id_: str, run_id: str) -> str:
+    """Key of the version row."""
+    return f"v/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+
+
+def metadata_key(namespace: str, id_: str, run_id: str) -> str:
+    """Key of the metadata row."""
+    return f"m/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+
+
+def node_prefix(namespace: str, id_: str, run_id: str) -> str:
+    """Prefix of the rows of machines; by itself the key of the root."""
+    return f"n/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/"
+
+
+def segment(type_id: int, id_: str) -> str:
+    """One machine in the path of its row."""
+    return f"{type_id}:{escape(id_)}"
+
+
+def prefix_end(prefix: str) -> str:
+    """The end of the range of keys that start with a prefix that closes with `/`."""
+    return prefix[:-1] + AFTER_SLASH
+
+
+def timer_key(due_nanos: int, task_id: str) -> str:
+    """Key of a timer row."""
+    return f"t/{max(due_nanos, 0):020d}/{task_id}"
+
+
+def group_prefix(namespace: str, group: str, destination: str | None) -> str:
+    """Prefix of the rows of a queue; without a destination it is one of immediate tasks."""
+    if destination is None:
+        return f"i/{escape(namespace)}/{escape(group)}/"
+    return f"o/{escape(namespace)}/{escape(group)}/{escape(destination)}/"
+
+
+def dead_letter_key(task_id: str) -> str:
+    """Key of a dead letter."""
+    return f"d/{task_id}"
+
+
+def tombstone_key(namespace: str, id_: str, run_id: str, ordinal: int) -> str:
+    """Key of a tombstone."""
+    return f"z/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/{ordinal:020d}"
