@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from hsm.errors import IncompatibleTypeError
 from hsm.machine import HasState, Key
 from hsm.transition import Transition, TransitionOutput
+from hsm.tree import _children
 from hsm.tree._node import Node
 
 __all__ = ["Collection"]
@@ -41,7 +43,12 @@ class Collection(Generic[DataT]):
             StateMachineAlreadyExistsError: there is a child with this id.
             IncompatibleTypeError: the data is of another class.
         """
-        return self._node._add_typed_child(Key(self.type, id), data, self._data_type)
+        key = Key(self.type, id)
+        if not isinstance(data, self._data_type):
+            raise IncompatibleTypeError(
+                f"{key} is to hold a {self._data_type.__name__}, not a {type(data).__name__}"
+            )
+        return self._node.add_child(key, data)
 
     def node(self, id: str) -> Node:  # noqa: A002
         """A child.
@@ -70,13 +77,13 @@ class Collection(Generic[DataT]):
 
     def nodes(self) -> Sequence[Node]:
         """The children, in order of insertion."""
-        return self._node._children_of_type(self.type)
+        return _children.children_of_type(self._node, self.type)
 
     def __len__(self) -> int:
-        return sum(key.type == self.type for key in self._node._child_keys())
+        return sum(key.type == self.type for key in _children.child_keys(self._node))
 
     def __contains__(self, id: object) -> bool:  # noqa: A002
-        return isinstance(id, str) and self._node._has_child(Key(self.type, id))
+        return isinstance(id, str) and _children.has_child(self._node, Key(self.type, id))
 
     def __iter__(self) -> Iterator[str]:
         return iter([node.key.id for node in self.nodes() if node.key is not None])

@@ -8,38 +8,20 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from hsm.errors import (
     AccessClosedError,
-    IncompatibleTypeError,
-    InitialVersionMismatchError,
     ReentrantTransitionError,
-    SerializationError,
     StateMachineAlreadyExistsError,
     StateMachineDeletedError,
-    StateMachineNotFoundError,
-    UntrackedChangeError,
 )
-from hsm.machine import (
-    ComparableDefinition,
-    HasState,
-    Key,
-    MachineDefinition,
-    MachineType,
-    TaskRegenerator,
-    VersionedTransition,
-)
+from hsm.machine import HasState, Key, MachineDefinition, MachineType, VersionedTransition
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.transition import NO_OUTPUT, Transition, TransitionOutput
-from hsm.tree import _proto
-from hsm.tree._operation import (
-    Deleted,
-    DeleteOperation,
-    Operation,
-    PathAndOutputs,
-    TransitionOperation,
-    compact,
-)
+from hsm.tree import _children, _data, _proto, _sync
+from hsm.tree._data import UNLOADED
+from hsm.tree._operation import Operation, PathAndOutputs, operations, outputs
 from hsm.tree._source import ChildSource, MessageSource
-from hsm.tree._state import Savepoint, TreeState
+from hsm.tree._state import DELETED, IN_TRANSITION, LIVE, Savepoint, TreeState
+from hsm.tree._undo import undo_add, undo_transition
 from persistence.proto.hsm_pb2 import StateMachineMap, StateMachineNode, StateMachineTask
 
 __all__ = ["Node", "machine_data", "machine_transition"]
@@ -47,17 +29,6 @@ __all__ = ["Node", "machine_data", "machine_transition"]
 DataT = TypeVar("DataT")
 EventT = TypeVar("EventT")
 MachineT = TypeVar("MachineT", bound=HasState[Any])
-
-
-class _Unloaded:
-    """The place of data that has not been decoded, or that a rollback has discarded."""
-
-
-_UNLOADED: Final = _Unloaded()
-
-_LIVE: Final = 0
-_IN_TRANSITION: Final = 1
-_DELETED: Final = 2
 
 _NO_VERSION: Final = VersionedTransition()
 
@@ -106,7 +77,7 @@ class Node:
         key: Key | None,
         definition: MachineDefinition[Any],
         raw: bytes,
-        data: object = _UNLOADED,
+        data: object = UNLOADED,
     ) -> None:
         self._state = state
         self._parent = parent
@@ -120,7 +91,7 @@ class Node:
         self._count = 0
         self._initial_version = self._last_version = state.version
         self._ordinal = 0
-        self._status = _LIVE
+        self._status = LIVE
         self._tasks: tuple[StateMachineTask, ...] = ()
         self._children: dict[Key, Node] | None = None
         self._source: ChildSource | None = None
@@ -152,9 +123,9 @@ class Node:
         """
         state = TreeState(registry, version)
         definition = registry.required_machine(type_id)
-        raw = _encode(definition, data)
+        raw = _data.encode(definition, data)
         root = cls(state, None, None, definition, raw, data)
-        _check_restorable(registry, definition, raw)
+        _data.check_restorable(registry, definition, raw)
         if children:
             message = StateMachineNode()
             for child_type, machines in children.items():
@@ -280,7 +251,7 @@ class Node:
     @property
     def deleted(self) -> bool:
         """Whether the machine was deleted, by itself or with one above it."""
-        return self._status == _DELETED
+        return self._status == DELETED
 
     @property
     def dirty(self) -> bool:
@@ -310,13 +281,13 @@ class Node:
             IncompatibleTypeError: the data is not a `type_`.
             SerializationError: the stored bytes cannot be decoded.
         """
-        if self._status == _DELETED or self._state.sealed:
+        if self._status == DELETED or self._state.sealed:
             self._refuse()
         data = self._data
-        if data is _UNLOADED:
-            data = self._load()
+        if data is UNLOADED:
+            data = _data.load(self)
         if not isinstance(data, type_):
-            raise self._incompatible(type_, data)
+            raise _data.incompatible(self, type_, data)
         return data
 
     def child(self, path: Sequence[Key]) -> Node:
@@ -326,13 +297,13 @@ class Node:
             NotRegisteredError: a machine type on the way is not registered; told before absence.
             StateMachineNotFoundError: there is no such machine.
         """
-        if self._status == _DELETED or self._state.sealed:
+        if self._status == DELETED or self._state.sealed:
             self._refuse()
         node = self
         for key in path:
             children = node._children
             found = None if children is None else children.get(key)
-            node = node._hydrate(key) if found is None else found
+            node = _children.hydrate(node, key) if found is None else found
         return node
 
     def add_child(self, key: Key, data: object) -> Node:
@@ -343,14 +314,12 @@ class Node:
             NotRegisteredError: the machine type is not registered.
             SerializationError: the data cannot be serialized, or cannot be restored from its bytes.
         """
-        if self._status == _DELETED or self._state.sealed:
-            self._refuse()
-        if self._has_child(key):
+        if _children.has_child(self, key):
             raise StateMachineAlreadyExistsError(f"{self._name()} has a child {key} already")
         state = self._state
         definition = state.registry.required_machine(key.type)
-        raw = _encode(definition, data)
-        _check_restorable(state.registry, definition, raw)
+        raw = _data.encode(definition, data)
+        _data.check_restorable(state.registry, definition, raw)
         child = Node(state, self, key, definition, raw, data)
         child._ordinal = state.take_ordinal()
         if self._children is None:
@@ -358,7 +327,7 @@ class Node:
         self._children[key] = child
         state.dirty[child] = True
         if state.depth:
-            state.undo.append((_undo_add, self, child))
+            state.undo.append((undo_add, self, child))
         return child
 
     def delete_child(self, key: Key) -> None:
@@ -369,37 +338,8 @@ class Node:
         Raises:
             StateMachineNotFoundError: there is no such child.
         """
-        if self._status == _DELETED or self._state.sealed:
-            self._refuse()
-        state = self._state
-        path = (*self.path, key)
-        child = None if self._children is None else self._children.get(key)
-        if child is None:
-            source = self._source
-            message = None if source is None or self._is_gone(key) else source.child(key)
-            if message is None:
-                raise StateMachineNotFoundError(f"{self._name()} has no child {key}", path=path)
-            ordinal = message[0].ordinal
-        else:
-            ordinal = child._ordinal
-        below: list[tuple[Node, int, bool | None]] = []
-        if child is not None:
-            for node in child._cached():
-                below.append((node, node._status, state.dirty.pop(node, None)))
-                node._status = _DELETED
-            if self._children is not None:
-                del self._children[key]
-        hidden = self._source is not None and not self._is_gone(key)
-        if hidden:
-            if self._gone is None:
-                self._gone = set()
-            self._gone.add(key)
-        was_dirty = state.dirty.get(self)
-        state.dirty.setdefault(self, False)
-        state.removed.append((path, ordinal))
-        state.log.append(Deleted(path))
-        if state.depth:
-            state.undo.append((_undo_delete, self, key, child, hidden, below, was_dirty))
+        self._check()
+        _children.delete(self, key)
 
     def transition(self, type_: type[DataT], fn: Callable[[DataT], TransitionOutput | None]) -> None:
         """Run `fn` on the data, as one transition: all of what it does, or nothing.
@@ -417,18 +357,18 @@ class Node:
         if self._status or state.sealed:
             self._refuse()
         data = self._data
-        if data is _UNLOADED:
-            data = self._load()
+        if data is UNLOADED:
+            data = _data.load(self)
         if not isinstance(data, type_):
-            raise self._incompatible(type_, data)
+            raise _data.incompatible(self, type_, data)
         if state.debug:
-            self._check_untracked()
+            _data.check_untracked(self)
         raw, count, version = self._raw, self._count, self._last_version
         undo, log = state.undo, state.log
         undo_mark, log_mark = len(undo), len(log)
         new_count = self._count = count + 1
         self._last_version = state.version
-        self._status = _IN_TRANSITION
+        self._status = IN_TRANSITION
         state.depth += 1
         try:
             output = fn(data)
@@ -439,21 +379,21 @@ class Node:
             try:
                 self._raw = self._serialize(data)
             except Exception as error:
-                raise self._unserializable(error) from error
-            if self._status != _IN_TRANSITION:
+                raise _data.unserializable(self, error) from error
+            if self._status != IN_TRANSITION:
                 self._refuse()
         except BaseException:
             state.roll_back(undo_mark, log_mark)
             self._raw, self._count, self._last_version = raw, count, version
-            self._data = _UNLOADED
-            self._status = _LIVE
+            self._data = UNLOADED
+            self._status = LIVE
             state.depth -= 1
             raise
-        self._status = _LIVE
+        self._status = LIVE
         dirty = state.dirty
         state.depth -= 1
         if state.depth:
-            undo.append((_undo_transition, self, raw, count, version, dirty.get(self)))
+            undo.append((undo_transition, self, raw, count, version, dirty.get(self)))
         elif undo:
             undo.clear()
         dirty[self] = True
@@ -478,42 +418,39 @@ class Node:
         before the walk goes on from it are visited.
         """
         self._check()
-        yield self
-        if self.deleted:
-            return
-        for child in self._registered_children():
-            if not child.deleted:
-                yield from child.walk()
+        return _children.walk(self)
 
     def op_log(self) -> tuple[Operation, ...]:
         """What this transaction did, in order, without what a later delete has hidden. Only for the root."""
         self._require_root("op_log")
-        return tuple(
-            DeleteOperation(entry.path)
-            if isinstance(entry, Deleted)
-            else TransitionOperation(entry[0].path, entry[1], entry[2])
-            for entry in compact(self._state.log)
-        )
+        return operations(self._state.log)
 
     def outputs(self) -> list[PathAndOutputs]:
         """What the transitions of this transaction at and below this node asked for, by machine.
 
         Machines come in order of their first transition; those that asked for nothing are there too.
         """
-        path = self.path
-        outputs: dict[Node, list[TransitionOutput]] = {}
-        for entry in compact(self._state.log):
-            if not isinstance(entry, Deleted) and entry[0].path[: len(path)] == path:
-                outputs.setdefault(entry[0], []).append(entry[1])
-        return [PathAndOutputs(node.path, tuple(listed)) for node, listed in outputs.items()]
+        self._check()
+        return outputs(self._state.log, self.path)
 
     def clear_transaction_state(self) -> None:
-        """Forget log and dirtiness: the transaction has been committed. Only for the root."""
+        """Forget log and dirtiness: the transaction has been committed. Only for the root.
+
+        Raises:
+            ReentrantTransitionError: a transition or savepoint is open, which could not be undone any more.
+        """
         self._require_root("clear_transaction_state")
+        if self._state.depth:
+            raise ReentrantTransitionError("a transition or a savepoint of this tree is open")
         self._state.clear()
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A block whose edits, anywhere in the tree, are undone if it raises."""
+        """A block whose edits, anywhere in the tree, are undone if it raises.
+
+        Inside a transition it takes back what was done to other machines; the data in the hands of that
+        transition is put back only if the transition itself fails.
+        """
+        self._check()
         return Savepoint(self._state)
 
     def ref(self, execution: ExecutionKey) -> Ref:
@@ -534,7 +471,7 @@ class Node:
         Raises:
             IncompatibleTypeError: the data is no `TaskRegenerator`.
         """
-        return TransitionOutput(tuple(self.data(_REGENERATOR).regenerate_tasks(self)))
+        return _sync.regenerate(self)
 
     def compare(self, incoming: Node) -> int:
         """Greater than 0 if this machine's state is newer than the other's, less than 0 if it is older.
@@ -542,14 +479,7 @@ class Node:
         Raises:
             IncompatibleTypeError: the definition cannot compare, or the machines are of different types.
         """
-        definition = self._definition
-        if not isinstance(definition, ComparableDefinition):
-            raise IncompatibleTypeError(f"machine type {definition.type.name!r} does not define `compare`")
-        if incoming._definition.type != definition.type:
-            raise IncompatibleTypeError(
-                f"{definition.type} cannot be compared with {incoming._definition.type}"
-            )
-        return definition.compare(self.data(object), incoming.data(object))
+        return _sync.compare(self, incoming)
 
     def sync(self, incoming: Node) -> None:
         """Take over the data of the same machine from another tree, be it newer or older.
@@ -561,37 +491,7 @@ class Node:
             InitialVersionMismatchError: the two were not created by the same transition.
             IncompatibleTypeError: they are of different types, or the data is no `TaskRegenerator`.
         """
-        self._check()
-        incoming._check()
-        mine, other = self._initial_version, incoming._initial_version
-        if mine.failover_version != other.failover_version or (
-            mine.transition_count and other.transition_count and mine != other
-        ):
-            raise InitialVersionMismatchError(
-                f"{self._name()} was created at {mine}, the incoming one at {other}"
-            )
-        if incoming._definition.type != self._definition.type:
-            raise IncompatibleTypeError(
-                f"{self._definition.type} cannot be synced with {incoming._definition.type}"
-            )
-        if self._status:
-            self._refuse()
-        state = self._state
-        with Savepoint(state):
-            state.undo.append(
-                (_undo_transition, self, self._raw, self._count, self._last_version, state.dirty.get(self))
-            )
-            self._raw = incoming._raw
-            self._data = _UNLOADED
-            self._snapshot = None
-            self.transition(_REGENERATOR, lambda _: self._regenerate())
-            self._last_version = incoming._last_version
-
-    def _regenerate(self) -> TransitionOutput:
-        data = self._data
-        if not isinstance(data, _REGENERATOR):
-            raise self._incompatible(_REGENERATOR, data)
-        return TransitionOutput(tuple(data.regenerate_tasks(self)))
+        _sync.sync(self, incoming)
 
     def to_proto(self) -> StateMachineNode:
         """The persisted form of this node and all below it, also in the middle of a transaction.
@@ -600,141 +500,20 @@ class Node:
         """
         self._check()
         message = StateMachineNode()
-        self._write(message)
+        _proto.write_subtree(self, message)
         if self._parent is None:
             message.next_ordinal = self._state.next_ordinal
         return message
 
     def _write_row(self, message: StateMachineNode) -> None:
-        message.transition_count = self._count
-        message.data = self._raw
-        _proto.write_version(message.initial_version, self._initial_version)
-        _proto.write_version(message.last_update_version, self._last_version)
-        message.ordinal = self._ordinal
-        if self._tasks:
-            message.tasks.extend(self._tasks)
-
-    def _write(self, message: StateMachineNode) -> None:
-        self._write_row(message)
-        cached = self._children or {}
-        for key, child in cached.items():
-            child._write(message.children[key.type].machines_by_id[key.id])
-        source = self._source
-        if source is None:
-            return
-        for key in source.child_keys():
-            if key not in cached and not self._is_gone(key):
-                found = source.child(key)
-                if found is not None:
-                    _proto.copy_subtree(found, message.children[key.type].machines_by_id[key.id])
-
-    # Children
-
-    def _is_gone(self, key: Key) -> bool:
-        return self._gone is not None and key in self._gone
-
-    def _has_child(self, key: Key) -> bool:
-        if self._status == _DELETED or self._state.sealed:
-            self._refuse()
-        if self._children is not None and key in self._children:
-            return True
-        source = self._source
-        return source is not None and not self._is_gone(key) and source.child(key) is not None
-
-    def _child_keys(self) -> Iterator[Key]:
-        if self._status == _DELETED or self._state.sealed:
-            self._refuse()
-        children = self._children or {}
-        yield from children
-        if self._source is not None:
-            for key in self._source.child_keys():
-                if key not in children and not self._is_gone(key):
-                    yield key
-
-    def _hydrate(self, key: Key) -> Node:
-        definition = self._state.registry.required_machine(key.type)
-        source = self._source
-        found = None if source is None or self._is_gone(key) else source.child(key)
-        if found is None:
-            raise StateMachineNotFoundError(f"{self._name()} has no child {key}", path=(*self.path, key))
-        message, below = found
-        child = Node._restore(self._state, self, key, definition, message)
-        if below is not None:
-            child._source = below
-            child._listed = False
-        if self._children is None:
-            self._children = {}
-        self._children[key] = child
-        # What is hydrated by key comes in the order of the asking; a listing puts it in its place.
-        self._listed = False
-        return child
-
-    def _registered_children(self) -> list[Node]:
-        if self._status == _DELETED or self._state.sealed:
-            self._refuse()
-        if not self._listed:
-            machine = self._state.registry.machine
-            for key in list(self._child_keys()):
-                if (self._children is None or key not in self._children) and machine(key.type) is not None:
-                    self._hydrate(key)
-            children = self._children or {}
-            self._children = dict(sorted(children.items(), key=_sibling_order))
-            self._listed = True
-        return list((self._children or {}).values())
-
-    def _children_of_type(self, type_id: int) -> list[Node]:
-        self._state.registry.required_machine(type_id)
-        return [child for child in self._registered_children() if child._definition.type.id == type_id]
-
-    def _add_typed_child(self, key: Key, data: DataT, type_: type[DataT]) -> Node:
-        if not isinstance(data, type_):
-            raise IncompatibleTypeError(f"{key} is to hold a {type_.__name__}, not a {type(data).__name__}")
-        return self.add_child(key, data)
-
-    def _cached(self) -> Iterator[Node]:
-        """This node and all below it that exist as objects."""
-        yield self
-        for child in (self._children or {}).values():
-            yield from child._cached()
-
-    # Data
-
-    def _load(self) -> object:
-        try:
-            data = self._definition.deserialize(self._raw)
-        except SerializationError as error:
-            raise SerializationError(f"{self._name()}: {error}") from error
-        except Exception as error:
-            raise SerializationError(
-                f"{self._name()}: {len(self._raw)} bytes are no {self._definition.type.name}: {error}"
-            ) from error
-        self._data = data
-        if self._state.debug:
-            self._snapshot = _encode(self._definition, data)
-        return data
-
-    def _check_untracked(self) -> None:
-        if self._snapshot is None or self._data is _UNLOADED:
-            return
-        if _encode(self._definition, self._data) != self._snapshot:
-            raise UntrackedChangeError(f"the data of {self._name()} was changed outside a transition")
-
-    def _incompatible(self, type_: type[object], data: object) -> IncompatibleTypeError:
-        return IncompatibleTypeError(
-            f"{self._name()} holds a {type(data).__name__}, not a {getattr(type_, '__name__', type_)}"
-        )
-
-    def _unserializable(self, error: Exception) -> SerializationError:
-        return SerializationError(f"{self._name()} cannot be serialized: {error}")
-
-    # Guards
+        _proto.write_row(self, message)
 
     def _check(self) -> None:
-        if self._status == _DELETED or self._state.sealed:
+        if self._status == DELETED or self._state.sealed:
             self._refuse()
 
     def _refuse(self) -> NoReturn:
-        if self._status == _DELETED:
+        if self._status == DELETED:
             raise StateMachineDeletedError(f"{self._name()} was deleted")
         if self._state.sealed:
             raise AccessClosedError(f"{self._name()} was used after its access had ended")
@@ -743,10 +522,6 @@ class Node:
     def _require_root(self, what: str) -> None:
         if self._parent is not None:
             raise ValueError(f"{what} is for the root, not for {self._name()}")
-
-
-_REGENERATOR: Any = TaskRegenerator
-"""As a class for `isinstance`: mypy takes no protocol where a concrete class is expected."""
 
 
 def machine_data(node: Node, type_: type[DataT]) -> DataT:
@@ -759,69 +534,3 @@ def machine_transition(
 ) -> None:
     """See `Node.transition`."""
     node.transition(type_, fn)
-
-
-def _sibling_order(entry: tuple[Key, Node]) -> tuple[int, Key]:
-    return entry[1]._ordinal, entry[0]
-
-
-def _encode(definition: MachineDefinition[Any], data: object) -> bytes:
-    try:
-        return definition.serialize(data)
-    except Exception as error:
-        raise SerializationError(
-            f"a {type(data).__name__} cannot be serialized as {definition.type.name!r}: {error}"
-        ) from error
-
-
-def _check_restorable(registry: Registry, definition: MachineDefinition[Any], raw: bytes) -> None:
-    """Refuse data that a rollback could not bring back; once for each type of machine."""
-    if definition.type.id in registry._restorable:
-        return
-    try:
-        definition.deserialize(raw)
-    except Exception as error:
-        raise SerializationError(
-            f"machine type {definition.type.name!r} does not restore what it serialized: {error}"
-        ) from error
-    registry._restorable.add(definition.type.id)
-
-
-def _undo_transition(
-    node: Node, raw: bytes, count: int, version: VersionedTransition, was_dirty: bool | None
-) -> None:
-    node._raw, node._count, node._last_version = raw, count, version
-    node._data = _UNLOADED
-    node._snapshot = None
-    node._state.restore_dirty(node, was_dirty)
-
-
-def _undo_add(parent: Node, child: Node) -> None:
-    for node in child._cached():
-        node._status = _DELETED
-        node._state.dirty.pop(node, None)
-    if parent._children is not None and child._key is not None:
-        del parent._children[child._key]
-
-
-def _undo_delete(
-    parent: Node,
-    key: Key,
-    child: Node | None,
-    hidden: bool,
-    below: Sequence[tuple[Node, int, bool | None]],
-    was_dirty: bool | None,
-) -> None:
-    state = parent._state
-    state.removed.pop()
-    if hidden and parent._gone is not None:
-        parent._gone.discard(key)
-    if child is not None:
-        if parent._children is None:
-            parent._children = {}
-        parent._children[key] = child
-        parent._listed = False
-    for node, status, dirty in below:
-        node._status = status
-        state.restore_dirty(node, dirty)
-    state.restore_dirty(parent, was_dirty)

@@ -13,7 +13,17 @@ from hsm.transition import TransitionOutput
 if TYPE_CHECKING:
     from hsm.tree._node import Node
 
-__all__ = ["DeleteOperation", "Operation", "PathAndOutputs", "TransitionOperation"]
+__all__ = [
+    "DeleteOperation",
+    "Deleted",
+    "LogEntry",
+    "Operation",
+    "PathAndOutputs",
+    "TransitionOperation",
+    "compact",
+    "operations",
+    "outputs",
+]
 
 
 @attrs.frozen
@@ -92,3 +102,22 @@ def compact(log: Iterable[LogEntry]) -> list[LogEntry]:
         kept.append(entry)
     kept.reverse()
     return kept
+
+
+def operations(log: Iterable[LogEntry]) -> tuple[Operation, ...]:
+    """See `Node.op_log`."""
+    return tuple(
+        DeleteOperation(entry.path)
+        if isinstance(entry, Deleted)
+        else TransitionOperation(entry[0].path, entry[1], entry[2])
+        for entry in compact(log)
+    )
+
+
+def outputs(log: Iterable[LogEntry], path: tuple[Key, ...]) -> list[PathAndOutputs]:
+    """See `Node.outputs`; `path` is that of the node which is asked."""
+    found: dict[Node, list[TransitionOutput]] = {}
+    for entry in compact(log):
+        if not isinstance(entry, Deleted) and entry[0].path[: len(path)] == path:
+            found.setdefault(entry[0], []).append(entry[1])
+    return [PathAndOutputs(node.path, tuple(listed)) for node, listed in found.items()]

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm.machine import VersionedTransition
+from hsm.machine import Key, VersionedTransition
 from persistence.proto.hsm_pb2 import StateMachineNode, VersionedTransition as VersionedTransitionMessage
 
 if TYPE_CHECKING:
+    from hsm.tree._node import Node
     from hsm.tree._source import ChildSource
 
-__all__ = ["copy_subtree", "highest_ordinal", "version_of", "write_version"]
+__all__ = ["highest_ordinal", "version_of", "write_row", "write_subtree"]
 
 
 def version_of(message: VersionedTransitionMessage) -> VersionedTransition:
     """The version in a message; an unset one is (0, 0)."""
     return VersionedTransition(message.failover_version, message.max_transition_count)
-
-
-def write_version(message: VersionedTransitionMessage, version: VersionedTransition) -> None:
-    """Put a version into a message; (0, 0) leaves it unset."""
-    if version.failover_version:
-        message.failover_version = version.failover_version
-    if version.transition_count:
-        message.max_transition_count = version.transition_count
 
 
 def highest_ordinal(message: StateMachineNode) -> int:
@@ -39,13 +32,46 @@ def highest_ordinal(message: StateMachineNode) -> int:
     return highest
 
 
-def copy_subtree(found: tuple[StateMachineNode, ChildSource | None], target: StateMachineNode) -> None:
-    """Copy a persisted child and everything below it, decoding nothing."""
-    message, source = found
-    target.CopyFrom(message)
-    if source is None or message.children:
+def write_row(node: Node, message: StateMachineNode) -> None:
+    """Put a node's own values into a message, without its children."""
+    message.transition_count = node._count
+    message.data = node._raw
+    _write_version(message.initial_version, node._initial_version)
+    _write_version(message.last_update_version, node._last_version)
+    message.ordinal = node._ordinal
+    if node._tasks:
+        message.tasks.extend(node._tasks)
+
+
+def write_subtree(node: Node, message: StateMachineNode) -> None:
+    """Put a node and all below it into a message. What was never touched is copied as it is."""
+    write_row(node, message)
+    cached = node._children or {}
+    for key, child in cached.items():
+        write_subtree(child, message.children[key.type].machines_by_id[key.id])
+    source = node._source
+    if source is None:
         return
     for key in source.child_keys():
-        below = source.child(key)
-        if below is not None:
-            copy_subtree(below, target.children[key.type].machines_by_id[key.id])
+        if key not in cached and key not in (node._gone or ()):
+            _copy_child(source, key, message)
+
+
+def _copy_child(source: ChildSource, key: Key, parent: StateMachineNode) -> None:
+    found = source.child(key)
+    if found is None:
+        return
+    message, below = found
+    target = parent.children[key.type].machines_by_id[key.id]
+    target.CopyFrom(message)
+    if below is not None and not message.children:
+        for key_below in below.child_keys():
+            _copy_child(below, key_below, target)
+
+
+def _write_version(message: VersionedTransitionMessage, version: VersionedTransition) -> None:
+    """(0, 0) leaves the message unset."""
+    if version.failover_version:
+        message.failover_version = version.failover_version
+    if version.transition_count:
+        message.max_transition_count = version.transition_count

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from hsm.machine import Key, VersionedTransition
 from hsm.registry import Registry
+from hsm.tree._data import check_untracked
 from hsm.tree._operation import LogEntry
 from hsm.tree._proto import highest_ordinal
 from persistence.proto.hsm_pb2 import StateMachineNode
@@ -15,10 +16,15 @@ from persistence.proto.hsm_pb2 import StateMachineNode
 if TYPE_CHECKING:
     from hsm.tree._node import Node
 
-__all__ = ["Savepoint", "TreeState"]
+__all__ = ["DELETED", "IN_TRANSITION", "LIVE", "Savepoint", "TreeState", "Undo"]
 
 # A function and its arguments. A tuple, because a transition makes one and a bound partial costs three.
 Undo: TypeAlias = "tuple[Callable[..., None], *tuple[Any, ...]]"
+
+# The status of a node. Plain numbers, because a transition sets two, and 0 must be the false one.
+LIVE: Final = 0
+IN_TRANSITION: Final = 1
+DELETED: Final = 2
 
 
 class TreeState:
@@ -90,7 +96,7 @@ class TreeState:
         """Forget the transaction, which has been committed."""
         if self.debug:
             for node in self.dirty:
-                node._check_untracked()
+                check_untracked(node)
         self.dirty.clear()
         self.log.clear()
         self.removed.clear()
