@@ -34,7 +34,7 @@ class Collection(Generic[DataT]):
     def __init__(self, node: Node, type_id: int, data_type: type[DataT]) -> None:
         self._node = node
         self._data_type = data_type
-        self.type = type_id
+        self.type: int = type_id
 
     def add(self, id: str, data: DataT) -> Node:  # noqa: A002 - the field is called id
         """Add a child.

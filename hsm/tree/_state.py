@@ -57,17 +57,17 @@ class TreeState:
     )
 
     def __init__(self, registry: Registry, version: VersionedTransition) -> None:
-        self.registry = registry
-        self.debug = registry.debug
-        self.version = version
+        self.registry: Registry = registry
+        self.debug: bool = registry.debug
+        self.version: VersionedTransition = version
         self.log: list[LogEntry] = []
         self.undo: list[Undo] = []
-        self.depth = 0
+        self.depth: int = 0
         self.dirty: dict[Node, bool] = {}
         self.removed: list[tuple[tuple[Key, ...], int]] = []
-        self.next_ordinal = 1
+        self.next_ordinal: int = 1
         self.unnumbered: StateMachineNode | None = None
-        self.sealed = False
+        self.sealed: bool = False
 
     def roll_back(self, undo_mark: int, log_mark: int) -> None:
         """Take back everything after the marks, last first."""
