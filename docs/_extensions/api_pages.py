@@ -83,22 +83,39 @@ def page(module: ModuleType) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_code_as_markdown(
+def read_markdown(
     _app: Sphinx, _kind: str, _name: str, _subject: object, _options: object, lines: list[str]
 ) -> None:
-    """Docstrings mark code as Markdown does, which editors show; reStructuredText marks it otherwise."""
+    """Turns code and tables written as Markdown, which editors show, into reStructuredText."""
     converted: list[str] = []
     fence: str | None = None
+    table: str | None = None
     for line in lines:
         text = line.lstrip()
+        indent = line.removesuffix(text)
         if text.startswith("```"):
-            fence = None if fence is not None else line.removesuffix(text)
+            fence = None if fence is not None else indent
             converted += [f"{fence}.. code-block:: python", ""] if fence is not None else [""]
         elif fence is not None:
             converted.append(f"    {line}")
+        elif text.startswith("|"):
+            if table is None:
+                table = indent
+                converted += [f"{table}.. list-table::", f"{table}   :header-rows: 1", ""]
+            converted += table_row(INLINE_CODE.sub(r"``\1``", text), table)
         else:
+            table = None
             converted.append(INLINE_CODE.sub(r"``\1``", line))
     lines[:] = converted
+
+
+def table_row(text: str, indent: str) -> list[str]:
+    """One row of a Markdown table as an item of a list table; the rule below the heading is no row."""
+    cells = [cell.strip() for cell in text.strip().strip("|").split("|")]
+    if all(set(cell) <= set("-:") for cell in cells):
+        return []
+    bullets = ["* -", *["  -"] * (len(cells) - 1)]
+    return [f"{indent}   {bullet} {cell}" for bullet, cell in zip(bullets, cells, strict=True)]
 
 
 def skip_tuple_fields(
@@ -138,7 +155,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_config_value("api_pages_packages", [], "env")
     app.add_config_value("api_pages_folder", "api", "env")
     app.connect("builder-inited", write_pages)
-    app.connect("autodoc-process-docstring", read_code_as_markdown)
+    app.connect("autodoc-process-docstring", read_markdown)
     app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("doctree-read", qualify_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
