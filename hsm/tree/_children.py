@@ -115,12 +115,8 @@ def delete(node: Node, key: Key) -> None:
     child = None if node._children is None else node._children.get(key)
     if child is None:
         source = node._source
-        message = None if source is None or is_gone(node, key) else source.child(key)
-        if message is None:
+        if source is None or is_gone(node, key) or source.child(key) is None:
             raise StateMachineNotFoundError(f"{node._name()} has no child {key}", path=path)
-        ordinal = message[0].ordinal
-    else:
-        ordinal = child._ordinal
     below: list[tuple[Node, int, bool | None]] = []
     if child is not None:
         for deleted in cached(child):
@@ -135,7 +131,7 @@ def delete(node: Node, key: Key) -> None:
         node._gone.add(key)
     was_dirty = state.dirty.get(node)
     state.dirty.setdefault(node, False)
-    state.removed.append((path, ordinal))
+    state.removed.append((path, state.next_ordinal))
     state.log.append(Deleted(path))
     if state.depth:
         state.undo.append((undo_delete, node, key, child, hidden, below, was_dirty))

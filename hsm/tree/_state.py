@@ -36,7 +36,8 @@ class TreeState:
         undo: how to take them back, kept only while somebody may ask for it (`depth` > 0).
         depth: transitions and savepoints that are open.
         dirty: nodes that differ from the store; the value tells whether the node's own row does.
-        removed: path and ordinal of deleted nodes, for whoever deletes their rows.
+        removed: paths of deleted nodes, for whoever deletes their rows, with an ordinal that all of the
+            deleted have less than, and all that are added later have not.
         next_ordinal: greater than every ordinal of the tree; 0 if that is not known yet.
         unnumbered: where to look for the highest ordinal then.
         sealed: handles may not be used now.
