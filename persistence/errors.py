@@ -16,6 +16,7 @@ __all__ = [
     "InvalidRequestError",
     "KeysLikeEmptyPatternError",
     "PersistenceError",
+    "StoreBrokenError",
     "StoreBusyError",
     "StoreClosedError",
     "StoreCorruptError",
@@ -90,8 +91,8 @@ class BulkError(PersistenceError):
         self.errors = tuple(errors)
 
 
-class TransactionTooLargeError(PersistenceError):
-    """A transaction is over the limits of the store; nothing was written."""
+class TransactionTooLargeError(InvalidRequestError):
+    """A request is over the limits of the store; nothing was written."""
 
 
 class CommitOutcomeUnknownError(PersistenceError):
@@ -104,6 +105,10 @@ class StoreUnavailableError(PersistenceError):
 
 class StoreBusyError(StoreUnavailableError):
     """The database is locked by somebody else for longer than the time-out; trying again may help."""
+
+
+class StoreBrokenError(StoreUnavailableError):
+    """A commit died earlier, and the store refuses further writes; open it again. `__cause__` tells why."""
 
 
 class StoreCorruptError(PersistenceError):

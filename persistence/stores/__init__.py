@@ -1,0 +1,1 @@
+"""The backends, one module or package each; none is imported before it is used."""

@@ -1,0 +1,6 @@
+"""`sqlite://`: the embedded default, one file that survives power loss."""
+
+from persistence.stores.sqlite.settings import SqliteOptions
+from persistence.stores.sqlite.store import SqliteStore
+
+__all__ = ["SqliteOptions", "SqliteStore"]

@@ -1,0 +1,35 @@
+"""Deleting expired rows now and then; readers do not see them in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+__all__ = ["Cleaner"]
+
+_log = logging.getLogger(__name__)
+
+
+class Cleaner:
+    """Calls `clean` once an interval until it is closed; a failure is logged, and tried again next time."""
+
+    def __init__(self, clean: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
+        self._clean = clean
+        self._interval_seconds = interval_seconds
+        self._task = asyncio.create_task(self._run(), name="sqlite cleaner")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            try:
+                await self._clean()
+            except Exception:  # noqa: BLE001  whatever it was, the next interval is another try
+                _log.warning("expired rows could not be deleted", exc_info=True)
+
+    async def aclose(self) -> None:
+        """Stop; what is under way in another thread ends by itself."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task

@@ -1,0 +1,146 @@
+"""Opening a file: it must be ours, sound and not from the future; anything else is left as it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from persistence.errors import StoreCorruptError, StoreUnavailableError
+from persistence.stores.sqlite import sql
+from persistence.stores.sqlite.failures import is_busy, translate
+
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "open_reader", "open_writer"]
+
+APPLICATION_ID: Final = 0x68736D6B  # "hsmk"
+SCHEMA_VERSION: Final = 1
+_MAGIC: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 100
+_OPEN_PAUSE_SECONDS: Final = 0.02
+_WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+
+
+def open_writer(path: Path, *, busy_timeout: timedelta, open_timeout: timedelta) -> sqlite3.Connection:
+    """Open the file for writing, and make it if it does not exist.
+
+    Raises:
+        StoreCorruptError: it is no SQLite file, or somebody else's, or damaged, or of a newer version.
+        StoreBusyError: somebody else holds it locked.
+        StoreUnavailableError: it or its directory cannot be used.
+    """
+    _check_path(path)
+    deadline = time.monotonic() + open_timeout.total_seconds()
+    while True:
+        try:
+            _refuse_foreign(path)
+            return _open_ours(path, busy_timeout)
+        except sqlite3.Error as error:
+            # Switching a fresh file to WAL fails at once, without the busy time-out, if another process
+            # is doing the same.
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise translate(error, path) from error
+        time.sleep(_OPEN_PAUSE_SECONDS * (0.5 + random.random()))
+
+
+def open_reader(path: Path, *, busy_timeout: timedelta) -> sqlite3.Connection:
+    """Open a read-only connection to a file that `open_writer` has opened before.
+
+    Raises:
+        StoreUnavailableError: it cannot be opened.
+    """
+    try:
+        return _connect(path, "ro", busy_timeout)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def _check_path(path: Path) -> None:
+    directory = path.parent
+    if path.is_dir():
+        raise StoreUnavailableError(f"{path} is a directory")
+    if not directory.is_dir():
+        raise StoreUnavailableError(f"the directory {directory} of {path.name} does not exist")
+    # WAL keeps two more files beside the database, so the directory counts too.
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise StoreUnavailableError(f"the directory {directory} of {path.name} is not writable")
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise StoreUnavailableError(f"{path} is not readable and writable")
+
+
+def _connect(path: Path, mode: str, busy_timeout: timedelta) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.as_uri()}?mode={mode}",
+        timeout=busy_timeout.total_seconds(),
+        isolation_level=None,
+        # Connections are opened in one thread and used in another, never in two at once.
+        check_same_thread=False,
+        uri=True,
+    )
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Look at an existing file without touching it."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreUnavailableError(f"cannot read {path}: {error}") from error
+    if not header:
+        return
+    if not header.startswith(_MAGIC):
+        raise StoreCorruptError(f"{path} is not a SQLite database")
+    written_by = int.from_bytes(header[68:72], "big")
+    if written_by not in {0, APPLICATION_ID}:
+        raise StoreCorruptError(f"{path} is a SQLite database of another application")
+    # The header alone does not tell: until the first checkpoint our mark stands in the WAL only.
+    connection = _connect(path, "ro", timedelta())
+    try:
+        _check_ownership(connection, path)
+    finally:
+        connection.close()
+
+
+def _check_ownership(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the database has our schema; False if it is empty."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application == 0 and version == 0 and tables == 0:
+        return False
+    if application != APPLICATION_ID:
+        raise StoreCorruptError(f"{path} is a SQLite database of another application")
+    if version > SCHEMA_VERSION:
+        raise StoreCorruptError(
+            f"{path} has schema version {version}, but this release knows versions up to {SCHEMA_VERSION}; "
+            "use a newer release"
+        )
+    return True
+
+
+def _open_ours(path: Path, busy_timeout: timedelta) -> sqlite3.Connection:
+    connection = _connect(path, "rwc", busy_timeout)
+    try:
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreUnavailableError(f"{path} cannot be used in WAL mode; is it on a network file system?")
+        # With WAL, FULL is what makes a commit survive power loss.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("BEGIN IMMEDIATE")
+        if not _check_ownership(connection, path):
+            for statement in sql.SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

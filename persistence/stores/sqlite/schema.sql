@@ -1,0 +1,12 @@
+-- The small columns stand before the value, so that reading them does not walk through a large value's pages.
+CREATE TABLE kv (
+    p TEXT NOT NULL,
+    k TEXT NOT NULL,
+    etag TEXT NOT NULL,
+    expires INTEGER, -- milliseconds since 1970, NULL: never
+    content_type TEXT,
+    v BLOB NOT NULL,
+    PRIMARY KEY (p, k)
+) WITHOUT ROWID;
+CREATE INDEX kv_expires ON kv (expires) WHERE expires IS NOT NULL;
+CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;

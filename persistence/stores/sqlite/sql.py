@@ -1,0 +1,81 @@
+"""The statements, from the .sql files beside this module."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import re
+from collections.abc import Iterator
+from typing import Final
+
+__all__ = [
+    "ANY_EXPIRED",
+    "CLAIM_CLEANUP",
+    "DELETE",
+    "DELETE_EXPIRED",
+    "DELETE_FAMILY",
+    "EXPIRED",
+    "GET",
+    "KEYS_LIKE",
+    "PING",
+    "SCAN",
+    "SCAN_REVERSE",
+    "SCHEMA",
+    "chunk_sizes",
+    "lookup",
+    "upsert",
+]
+
+# Statements for powers of two, so that any number of rows takes few statements and few are ever prepared;
+# 256 rows of 6 columns are far below SQLite's 32 766 parameters.
+_LARGEST_CHUNK: Final = 256
+
+
+def _read(name: str) -> str:
+    return importlib.resources.files("persistence.stores.sqlite").joinpath(name).read_text(encoding="utf-8")
+
+
+def _named_statements(text: str) -> dict[str, str]:
+    pieces = re.split(r"^-- :([a-z-]+)$", text, flags=re.MULTILINE)[1:]
+    return {name: statement.strip() for name, statement in zip(pieces[::2], pieces[1::2], strict=True)}
+
+
+_QUERIES: Final = _named_statements(_read("queries.sql"))
+
+SCHEMA: Final = tuple(statement.strip() for statement in _read("schema.sql").split(";\n"))
+ANY_EXPIRED: Final = _QUERIES["any-expired"]
+CLAIM_CLEANUP: Final = _QUERIES["claim-cleanup"]
+DELETE: Final = _QUERIES["delete"]
+DELETE_EXPIRED: Final = _QUERIES["delete-expired"]
+DELETE_FAMILY: Final = _QUERIES["delete-family"]
+EXPIRED: Final = _QUERIES["expired"]
+GET: Final = _QUERIES["get"]
+KEYS_LIKE: Final = _QUERIES["keys-like"]
+PING: Final = _QUERIES["ping"]
+SCAN: Final = _QUERIES["scan"]
+SCAN_REVERSE: Final = _QUERIES["scan-reverse"]
+
+
+@functools.cache
+def lookup(rows: int) -> str:
+    """The statement that reads the etags of so many keys."""
+    return _QUERIES["lookup"].replace("{rows}", ",".join(f"({index},?,?)" for index in range(rows)))
+
+
+@functools.cache
+def upsert(rows: int) -> str:
+    """The statement that writes so many rows."""
+    return _QUERIES["upsert"].replace("{rows}", ",".join(["(?,?,?,?,?,?)"] * rows))
+
+
+def chunk_sizes(count: int) -> Iterator[int]:
+    """Split a number of rows into sizes for which there are statements: 300 into 256, 32, 8, 4."""
+    while count >= _LARGEST_CHUNK:
+        yield _LARGEST_CHUNK
+        count -= _LARGEST_CHUNK
+    size = _LARGEST_CHUNK
+    while count:
+        size >>= 1
+        if count & size:
+            yield size
+            count -= size

@@ -1,0 +1,139 @@
+"""What the writer thread does with its connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from persistence.batcher import DataRejectedError, Result
+from persistence.decision import Decision, Slot, Transaction, decide
+from persistence.options import prefix_end
+from persistence.stores.sqlite import sql
+from persistence.stores.sqlite.failures import is_data_error, translate
+
+__all__ = ["Writer"]
+
+_ETAG_LENGTH: Final = 16
+_MILLISECONDS: Final = 1000
+_CLEANUP_ROWS: Final = 1000
+_CLEANUP_SLACK_MILLISECONDS: Final = 100
+
+_Row: TypeAlias = tuple[str, str, str, int | None, str | None, bytes]
+
+
+class Writer:
+    """The one connection that writes; every method runs in the writer thread."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, now: Callable[[], int]) -> None:
+        self._connection = connection
+        self._path = path
+        self._now = now
+
+    def close(self) -> None:
+        """Close the connection; if it is the last one of all processes, the WAL is written back."""
+        self._connection.close()
+
+    def write_batch(self, batch: Sequence[Transaction], etags: Sequence[str]) -> Sequence[Result]:
+        """Decide and commit a batch in one database transaction.
+
+        Raises:
+            PersistenceError: nothing was written.
+            DataRejectedError: nothing was written, because of a value.
+            sqlite3.Error: the commit itself failed; what was written is not known.
+        """
+        now = self._now()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            decision = decide(batch, self._stored_etags(batch, now), etags)
+            self._write(decision, now)
+        except Exception as error:
+            self._undo()
+            if is_data_error(error):
+                raise DataRejectedError(translate(error, self._path)) from error
+            if isinstance(error, sqlite3.Error):
+                raise translate(error, self._path) from error
+            raise
+        self._commit()
+        return decision.results
+
+    def delete_family(self, partition: str, prefix: str) -> int:
+        """Delete the keys with this prefix that have no further separator; the number deleted."""
+        parameters = (partition, prefix, prefix_end(prefix), len(prefix) + 1, self._now())
+        try:
+            return self._connection.execute(sql.DELETE_FAMILY, parameters).rowcount
+        except sqlite3.Error as error:
+            self._undo()
+            raise translate(error, self._path) from error
+
+    def claim_cleanup(self, interval_milliseconds: int) -> bool:
+        """Whether it falls to this process to delete expired rows now."""
+        now = self._now()
+        due = now - interval_milliseconds + _CLEANUP_SLACK_MILLISECONDS
+        try:
+            return self._connection.execute(sql.CLAIM_CLEANUP, (now, due, now)).rowcount == 1
+        except sqlite3.Error as error:
+            self._undo()
+            raise translate(error, self._path) from error
+
+    def delete_expired(self) -> bool:
+        """Delete some expired rows; whether there may be more."""
+        connection = self._connection
+        now = self._now()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            slots: list[Slot] = connection.execute(sql.EXPIRED, (now, _CLEANUP_ROWS)).fetchall()
+            connection.executemany(sql.DELETE_EXPIRED, [(*slot, now) for slot in slots])
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo()
+            raise translate(error, self._path) from error
+        return len(slots) == _CLEANUP_ROWS
+
+    def _stored_etags(self, batch: Sequence[Transaction], now: int) -> dict[Slot, str]:
+        slots = list({slot: None for transaction in batch for slot, _ in transaction.conditions})
+        stored: dict[Slot, str] = {}
+        start = 0
+        for size in sql.chunk_sizes(len(slots)):
+            chunk = slots[start : start + size]
+            start += size
+            cursor = self._connection.execute(sql.lookup(size), (*chain.from_iterable(chunk), now))
+            ((found,),) = cursor.fetchall()
+            if found is not None:
+                for entry in found.split(","):
+                    stored[chunk[int(entry[_ETAG_LENGTH:])]] = entry[:_ETAG_LENGTH]
+        return stored
+
+    def _write(self, decision: Decision, now: int) -> None:
+        rows: list[_Row] = []
+        deleted: list[Slot] = []
+        for slot, (write, etag) in decision.writes.items():
+            _, value, ttl_seconds, content_type = write
+            if value is None:
+                deleted.append(slot)
+            else:
+                expires = None if ttl_seconds is None else now + ttl_seconds * _MILLISECONDS
+                rows.append((*slot, etag, expires, content_type, value))
+        start = 0
+        for size in sql.chunk_sizes(len(rows)):
+            parameters = tuple(chain.from_iterable(rows[start : start + size]))
+            start += size
+            self._connection.execute(sql.upsert(size), parameters)
+        if deleted:
+            self._connection.executemany(sql.DELETE, deleted)
+
+    def _commit(self) -> None:
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo()
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise translate(error, self._path) from error
+            # The log may or may not have reached the disk, and a restart may or may not bring it back.
+            raise
+
+    def _undo(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
