@@ -156,9 +156,10 @@ def _attrs_codec(class_: type[DataT]) -> tuple[Callable[[DataT], bytes], Callabl
     if not is_attrs(class_):
         raise TypeError(f"{class_.__qualname__} is not an attrs class")
     if not fields_of(class_):
-        return lambda _: _NO_FIELDS, lambda _: class_()
+        return functools.partial(_encode_nothing, class_), lambda _: class_()
 
     def serialize(data: DataT) -> bytes:
+        _require_class(class_, data)
         try:
             return json.dumps(_converter().unstructure(data, class_), separators=(",", ":")).encode()
         except Exception as error:
@@ -173,6 +174,17 @@ def _attrs_codec(class_: type[DataT]) -> tuple[Callable[[DataT], bytes], Callabl
 
     _converter()
     return serialize, deserialize
+
+
+def _encode_nothing(class_: type, data: object) -> bytes:
+    _require_class(class_, data)
+    return _NO_FIELDS
+
+
+def _require_class(class_: type, data: object) -> None:
+    """Another class with the same fields would be stored, and come back as something else."""
+    if type(data) is not class_:
+        raise SerializationError(f"a {type(data).__qualname__} is not a {class_.__qualname__}")
 
 
 @functools.cache

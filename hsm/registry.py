@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -87,12 +88,12 @@ class Registry:
         singleton: Singleton | None = None,
         timeout: timedelta | None = None,
     ) -> None:
-        """Make a type of task known, with a serializer for its class (attrs or protobuf).
+        """Make a type of task known; one that has no serializer gets that for attrs classes.
 
         Raises:
             DuplicateRegistrationError: its id or its name is taken.
-            TypeError: the class has no `type` or `kind`, misspells `validate`, or is neither attrs nor
-                protobuf (register its serializer yourself, before the task).
+            TypeError: the class has no `type` or `kind`, misspells `validate`, or is no attrs class
+                (register its serializer yourself, before the task).
         """
         kind = _task_type(task)
         _check_names(task)
@@ -135,7 +136,9 @@ class Registry:
 
         Raises:
             DuplicateRegistrationError: the task type has an executor of either kind.
+            TypeError: the executor is a coroutine function.
         """
+        _check_synchronous(executor, "a timer executor")
         self._timer_executors[self._executor_slot(task)] = executor
 
     def executor(self, task: type[TaskT]) -> Executor[TaskT] | None:
@@ -175,14 +178,24 @@ def _task_type(task: type[Task]) -> TaskType:
 
 
 def _check_names(task: type[Task]) -> None:
-    """A misspelt `validate` would make every task of the class stale or valid at the wrong time."""
-    own = {name for name in vars(task) if not name.startswith("_")} - {
-        field.name for field in fields_of(task)
-    }
-    for name in sorted(own.difference(_TASK_PROTOCOL)):
+    """A misspelt or unusable `validate` would make tasks of the class stale or valid at the wrong time."""
+    fields = {field.name for field in fields_of(task)}
+    for name in sorted(set(dir(task)).difference(_TASK_PROTOCOL, fields)):
+        if name.startswith("_") or not callable(getattr(task, name)):
+            continue
         meant = difflib.get_close_matches(name.lower(), _TASK_PROTOCOL, n=1, cutoff=0.8)
-        if meant and callable(getattr(task, name)):
+        if meant:
             raise TypeError(f"{task.__qualname__}.{name} looks like a misspelt `{meant[0]}`")
+    validate: object = getattr(task, "validate", None)
+    if "validate" in fields or not (validate is None or inspect.isroutine(validate)):
+        raise TypeError(f"{task.__qualname__}.validate has to be a method")
+    _check_synchronous(validate, f"{task.__qualname__}.validate")
+
+
+def _check_synchronous(function: object, name: str) -> None:
+    """What nobody awaits would never run."""
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} has to be a plain function, not a coroutine function")
 
 
 def _check_id(what: str, id_: int, name: str) -> None:
