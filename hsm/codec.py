@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
 import attrs
 from google.protobuf.message import DecodeError, Message
@@ -32,6 +33,8 @@ class _Definition(Generic[DataT]):
     type: MachineType
     serialize: Callable[[DataT], bytes]
     deserialize: Callable[[bytes], DataT]
+    # Checked once, when data enters a tree: protobuf would serialize a message of another class, too.
+    data_type: builtins.type[DataT] | None
 
 
 @overload
@@ -61,11 +64,12 @@ def proto_definition(
     """
     parse = functools.partial(_parse, message)
     if wrap is None or unwrap is None:
-        return _Definition(machine_type, message.SerializeToString, parse)
+        return _Definition(machine_type, message.SerializeToString, parse, message)
     return _Definition(
         machine_type,
         lambda data: unwrap(data).SerializeToString(),
         lambda data: wrap(parse(data)),
+        wrap if isinstance(wrap, type) else None,
     )
 
 
@@ -81,7 +85,7 @@ def attrs_definition(machine_type: MachineType, class_: type[DataT]) -> MachineD
     Raises:
         TypeError: the class is not an attrs class.
     """
-    return _Definition(machine_type, *_attrs_codec(class_))
+    return _Definition(machine_type, *_attrs_codec(class_), class_)
 
 
 def proto_task_serializer(
@@ -167,13 +171,21 @@ def _attrs_codec(class_: type[DataT]) -> tuple[Callable[[DataT], bytes], Callabl
 
     def deserialize(data: bytes) -> DataT:
         try:
-            restored: DataT = _converter().structure(json.loads(data), class_)
+            restored: DataT = _converter().structure(_fields(data), class_)
         except Exception as error:
             raise SerializationError(f"{data[:80]!r} is not a {class_.__qualname__}: {error}") from error
         return restored
 
     _converter()
     return serialize, deserialize
+
+
+def _fields(data: bytes) -> dict[str, object]:
+    fields: object = json.loads(data)
+    if not isinstance(fields, dict):
+        # An empty list would pass for an object that has all its defaults.
+        raise TypeError(f"a JSON object is expected, not a {type(fields).__name__}")
+    return cast("dict[str, object]", fields)
 
 
 def _encode_nothing(class_: type, data: object) -> bytes:

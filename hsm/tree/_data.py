@@ -31,6 +31,11 @@ UNLOADED: Final = _Unloaded()
 
 def encode(definition: MachineDefinition[Any], data: object) -> bytes:
     """The bytes of data that is new to the tree."""
+    expected: type[object] | None = getattr(definition, "data_type", None)
+    if expected is not None and type(data) is not expected:
+        raise IncompatibleTypeError(
+            f"machine type {definition.type.name!r} holds a {expected.__name__}, not a {type(data).__name__}"
+        )
     try:
         raw = definition.serialize(data)
     except Exception as error:

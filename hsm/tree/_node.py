@@ -119,6 +119,7 @@ class Node:
 
         Raises:
             NotRegisteredError: the type is not registered.
+            IncompatibleTypeError: the data is of another class than the type's definition says.
             SerializationError: the data cannot be serialized, or cannot be restored from its bytes.
         """
         state = TreeState(registry, version)
@@ -312,6 +313,7 @@ class Node:
         Raises:
             StateMachineAlreadyExistsError: there is one with this key.
             NotRegisteredError: the machine type is not registered.
+            IncompatibleTypeError: the data is of another class than the type's definition says.
             SerializationError: the data cannot be serialized, or cannot be restored from its bytes.
         """
         if _children.has_child(self, key):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from hsm import (
+    IncompatibleTypeError,
     Key,
     Node,
     SerializationError,
@@ -19,12 +20,12 @@ from hsm import (
     VersionedTransition,
 )
 from tests.support.machines import (
-    PAYMENT,
     UNKNOWN,
     Charge,
     Money,
     Order,
     OrderState,
+    Parcel,
     Payment,
     PaymentState,
     amount,
@@ -358,10 +359,10 @@ def test_failing_bad_edits_leave_nothing_behind() -> None:
 
     with nothing_changes(root, StateMachineNotFoundError):
         root.delete_child(B)
-    with nothing_changes(root, SerializationError):
+    with nothing_changes(root, IncompatibleTypeError):
         root.add_child(parcel_key("x"), Payment())
     with nothing_changes(root, SerializationError):
-        root.add_child(Key(PAYMENT, "x"), object())
+        root.add_child(parcel_key("x"), Parcel(object()))  # type: ignore[arg-type]
 
 
 def test_deletion_of_an_opaque_child_is_undone() -> None:

@@ -425,8 +425,12 @@ def test_opaque_child_is_deleted_with_its_parent_or_alone() -> None:
 def test_data_of_the_wrong_type_is_refused_at_the_door() -> None:
     root = new_order()
 
-    with nothing_changes(root, SerializationError):
+    with nothing_changes(root, IncompatibleTypeError):
         root.add_child(parcel_key("x"), Payment())
+    with pytest.raises(IncompatibleTypeError, match="'parcel' holds a Parcel, not a Payment"):
+        root.add_child(parcel_key("x"), Payment())
+    with pytest.raises(IncompatibleTypeError, match="'order' holds a Order, not a Parcel"):
+        Node.new_root(shop_registry(), ORDER, Parcel())
 
 
 def test_definition_that_cannot_restore_its_data_is_refused_at_the_door() -> None:
