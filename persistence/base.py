@@ -1,7 +1,7 @@
 """What stores have in common, so that a backend writes only what is its own.
 
 `BaseStore` has the parts every store has: bulk forms, retry policies, opening and closing. `BatchedStore`
-adds transactions by group commit; a backend implements `commit`.
+adds transactions by group commit; a backend says how to carry out a batch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from persistence.batcher import Batcher, Result
-from persistence.decision import Transaction, prepare
+from persistence.batcher import Batcher, BeginCommit
+from persistence.decision import prepare
 from persistence.errors import BulkError, BulkItemError, StoreClosedError
 from persistence.retry import delete_with_retries, set_with_retries
 from persistence.store import (
@@ -125,20 +125,13 @@ class BaseStore(abc.ABC):
 
 
 class BatchedStore(BaseStore):
-    """A store whose transactions share commits: a backend implements `commit`.
+    """A store whose transactions share commits.
 
     `init` of a backend ends with `start_lanes`, its `aclose` begins with `drain_lanes`.
     """
 
     def __init__(self) -> None:
         self._lane: Batcher | None = None
-
-    @abc.abstractmethod
-    def commit(self, batch: Sequence[Transaction]) -> Awaitable[Sequence[Result]]:
-        """Carry out a batch in arrival order: one result a transaction.
-
-        What it may raise, and what that means, stands at `Batcher`.
-        """
 
     async def multi(self, operations: Sequence[Operation]) -> str:
         """Carry out all operations or none; the etag of every row that was written ("" if none was).
@@ -158,9 +151,9 @@ class BatchedStore(BaseStore):
             return ""
         return await lane.submit(prepare(operations, self.limits))
 
-    def start_lanes(self) -> None:
-        """Begin to accept transactions."""
-        self._lane = Batcher(self.commit)
+    def start_lanes(self, begin: BeginCommit) -> None:
+        """Begin to accept transactions; `begin` carries out a batch (what it may raise: see `Batcher`)."""
+        self._lane = Batcher(begin)
 
     async def drain_lanes(self) -> None:
         """Refuse new transactions, and return when the accepted ones are through."""

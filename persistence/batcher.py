@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
 from persistence.decision import Transaction
@@ -20,7 +21,7 @@ from persistence.errors import (
     StoreCorruptError,
 )
 
-__all__ = ["Batcher", "Commit", "DataRejectedError", "Result"]
+__all__ = ["Batcher", "BeginCommit", "Commit", "DataRejectedError", "Finish", "Result", "in_task"]
 
 Result: TypeAlias = str | PersistenceError
 """What became of one transaction of a batch: its etag ("" if it wrote no value), or why it was refused."""
@@ -28,8 +29,45 @@ Result: TypeAlias = str | PersistenceError
 Commit: TypeAlias = Callable[[Sequence[Transaction]], Awaitable[Sequence[Result]]]
 """Carries out a batch and answers with one result a transaction, in order."""
 
+Finish: TypeAlias = Callable[[Sequence[Result] | BaseException], None]
+"""Takes the results of a batch, or what the commit died of; called once, in the event loop's thread."""
+
+BeginCommit: TypeAlias = Callable[[Sequence[Transaction], Finish], None]
+"""Begins to carry out a batch, and returns at once.
+
+A callback rather than a coroutine: a turn of the event loop more, or a task, costs a lone transaction
+more than its statements do.
+"""
+
 _MAX_TRANSACTIONS: Final = 1000
 _MAX_BYTES: Final = 64 * 1024 * 1024
+
+
+def in_task(commit: Commit) -> BeginCommit:
+    """Let a coroutine function carry out batches, a task for each."""
+
+    async def run(batch: Sequence[Transaction], finish: Finish) -> None:
+        try:
+            results = await commit(batch)
+        except asyncio.CancelledError:
+            # Somebody cancels every task there is: the program is ending. The lane goes on without them.
+            finish(CommitOutcomeUnknownError("the commit was cancelled"))
+            raise
+        except BaseException as error:
+            finish(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            finish(results)
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    def begin(batch: Sequence[Transaction], finish: Finish) -> None:
+        task = asyncio.get_running_loop().create_task(run(batch, finish))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    return begin
 
 
 class DataRejectedError(Exception):
@@ -58,9 +96,10 @@ class Batcher:
     """
 
     def __init__(
-        self, commit: Commit, *, max_transactions: int = _MAX_TRANSACTIONS, max_bytes: int = _MAX_BYTES
+        self, begin: BeginCommit, *, max_transactions: int = _MAX_TRANSACTIONS, max_bytes: int = _MAX_BYTES
     ) -> None:
-        self._commit = commit
+        """Make a lane; a backend whose commit is a coroutine function passes `in_task(commit)`."""
+        self._begin = begin
         self._max_transactions = max_transactions
         self._max_bytes = max_bytes
         self._loop = asyncio.get_running_loop()
@@ -116,16 +155,9 @@ class Batcher:
             self._rest()
             return
         try:
-            outcome = asyncio.ensure_future(self._commit(batch))
-        except Exception as error:  # noqa: BLE001  a commit that cannot even start is one that died
-            self._settle(batch, futures, error)
-            self._loop.call_soon(self._start)
-            return
-
-        def finish(done: asyncio.Future[Sequence[Result]]) -> None:
-            self._finish(batch, futures, done)
-
-        outcome.add_done_callback(finish)
+            self._begin(batch, partial(self._finish, batch, futures))
+        except Exception as error:  # noqa: BLE001  a commit that cannot even begin is one that died
+            self._finish(batch, futures, error)
 
     def _rest(self) -> None:
         self._busy = False
@@ -156,26 +188,28 @@ class Batcher:
         self,
         batch: list[Transaction],
         futures: list[asyncio.Future[str]],
-        outcome: asyncio.Future[Sequence[Result]],
+        outcome: Sequence[Result] | BaseException,
     ) -> None:
-        if outcome.cancelled():
-            self._settle(batch, futures, CommitOutcomeUnknownError("the commit was cancelled"))
-        elif (error := outcome.exception()) is not None:
-            self._settle(batch, futures, error)
-        elif len(results := outcome.result()) != len(batch):
-            error = RuntimeError(f"{len(results)} results for {len(batch)} transactions")
-            self._settle(batch, futures, error)
+        if isinstance(outcome, BaseException):
+            self._fail_batch(batch, futures, outcome)
+        elif len(outcome) != len(batch):
+            error = RuntimeError(f"{len(outcome)} results for {len(batch)} transactions")
+            self._fail_batch(batch, futures, error)
         else:
-            for future, result in zip(futures, results, strict=True):
+            for future, result in zip(futures, outcome, strict=True):
                 if future.done():
                     continue
                 if isinstance(result, str):
                     future.set_result(result)
                 else:
                     _fail([future], result)
-        self._start()
+        if self._pending or self._replays:
+            # Not at once: the callers that are about to wake up may go on with another transaction.
+            self._loop.call_soon(self._start)
+        else:
+            self._rest()
 
-    def _settle(
+    def _fail_batch(
         self, batch: list[Transaction], futures: list[asyncio.Future[str]], error: BaseException
     ) -> None:
         if isinstance(error, DataRejectedError):

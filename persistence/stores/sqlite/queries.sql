@@ -12,7 +12,7 @@ WHERE kv.expires IS NULL OR kv.expires > ?
 INSERT OR REPLACE INTO kv (p, k, etag, expires, content_type, v) VALUES {rows}
 
 -- :delete
-DELETE FROM kv WHERE p = ? AND k = ?
+DELETE FROM kv WHERE {rows}
 
 -- :scan
 -- A bound of x'' as the end is none: a blob is greater than every text.

@@ -11,17 +11,18 @@ from typing import Final
 __all__ = [
     "ANY_EXPIRED",
     "CLAIM_CLEANUP",
-    "DELETE",
     "DELETE_EXPIRED",
     "DELETE_FAMILY",
     "EXPIRED",
     "GET",
     "KEYS_LIKE",
+    "LARGEST_DELETE",
     "PING",
     "SCAN",
     "SCAN_REVERSE",
     "SCHEMA",
     "chunk_sizes",
+    "delete",
     "lookup",
     "upsert",
 ]
@@ -29,6 +30,8 @@ __all__ = [
 # Statements for powers of two, so that any number of rows takes few statements and few are ever prepared;
 # 256 rows of 6 columns are far below SQLite's 32 766 parameters.
 _LARGEST_CHUNK: Final = 256
+LARGEST_DELETE: Final = 64
+"""Rows that one delete takes; its condition is as deep as it has rows, and SQLite bounds the depth."""
 
 
 def _read(name: str) -> str:
@@ -45,7 +48,6 @@ _QUERIES: Final = _named_statements(_read("queries.sql"))
 SCHEMA: Final = tuple(statement.strip() for statement in _read("schema.sql").split(";\n"))
 ANY_EXPIRED: Final = _QUERIES["any-expired"]
 CLAIM_CLEANUP: Final = _QUERIES["claim-cleanup"]
-DELETE: Final = _QUERIES["delete"]
 DELETE_EXPIRED: Final = _QUERIES["delete-expired"]
 DELETE_FAMILY: Final = _QUERIES["delete-family"]
 EXPIRED: Final = _QUERIES["expired"]
@@ -68,12 +70,18 @@ def upsert(rows: int) -> str:
     return _QUERIES["upsert"].replace("{rows}", ",".join(["(?,?,?,?,?,?)"] * rows))
 
 
-def chunk_sizes(count: int) -> Iterator[int]:
+@functools.cache
+def delete(rows: int) -> str:
+    """The statement that deletes so many rows."""
+    return _QUERIES["delete"].replace("{rows}", " OR ".join(["(p=? AND k=?)"] * rows))
+
+
+def chunk_sizes(count: int, largest: int = _LARGEST_CHUNK) -> Iterator[int]:
     """Split a number of rows into sizes for which there are statements: 300 into 256, 32, 8, 4."""
-    while count >= _LARGEST_CHUNK:
-        yield _LARGEST_CHUNK
-        count -= _LARGEST_CHUNK
-    size = _LARGEST_CHUNK
+    while count >= largest:
+        yield largest
+        count -= largest
+    size = largest
     while count:
         size >>= 1
         if count & size:

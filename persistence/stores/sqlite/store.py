@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 
 from persistence.base import BatchedStore
-from persistence.batcher import Result
+from persistence.batcher import Finish
 from persistence.decision import Transaction, new_etags
 from persistence.errors import StoreClosedError
 from persistence.like import check_keys_like, encode_token
@@ -133,7 +133,7 @@ class SqliteStore(BatchedStore):
             raise
         cleaner = Cleaner(self._clean, options.cleanup_interval.total_seconds())
         self._state = _Open(thread, Watchdog(thread), writer, reader, cleaner)
-        self.start_lanes()
+        self.start_lanes(self._begin_commit)
 
     async def aclose(self) -> None:
         """Commit what was accepted, and close the file; a second call does nothing."""
@@ -172,12 +172,10 @@ class SqliteStore(BatchedStore):
         check_key(request.partition, request.key)
         return await self._opened().reader.get(request.partition, request.key)
 
-    async def commit(self, batch: Sequence[Transaction]) -> Sequence[Result]:
-        """Carry out a batch in the writer thread."""
+    def _begin_commit(self, batch: Sequence[Transaction], finish: Finish) -> None:
         state = self._opened()
-        outcome = state.thread.run(partial(state.writer.write_batch, batch, new_etags(len(batch))))
+        state.thread.call(partial(state.writer.write_batch, batch, new_etags(len(batch))), finish)
         state.watchdog.arm()
-        return await outcome
 
     def scan(
         self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False

@@ -28,7 +28,7 @@ class Worker:
         self.started = 0
         self.finished = 0
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], Callable[[], None]] | None] = SimpleQueue()
         # A daemon, so that a program which forgets to close its store can still end.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -36,43 +36,46 @@ class Worker:
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Do some work in the thread; the future is done when the event loop learns of the end."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.started += 1
 
-        def succeed(value: T) -> None:
-            self.finished += 1
-            if not future.done():
-                future.set_result(value)
-
-        def fail(error: BaseException) -> None:
-            self.finished += 1
-            if not future.done():
-                future.set_exception(error)
-
-        def job() -> None:
-            try:
-                value = work()
-            except BaseException as error:  # noqa: BLE001  the future must end whatever happens
-                self._tell(partial(fail, error))
+        def finish(outcome: T | BaseException) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
             else:
-                self._tell(partial(succeed, value))
+                future.set_result(outcome)
 
-        self._queue.put(job)
+        self.call(work, finish)
         return future
+
+    def call(self, work: Callable[[], T], finish: Callable[[T | BaseException], None]) -> None:
+        """Do some work in the thread, then call `finish` in the event loop's with the result or the error."""
+
+        def job() -> Callable[[], None]:
+            try:
+                return partial(finish, work())
+            except BaseException as error:  # noqa: BLE001  somebody waits for the end, whatever it is
+                return partial(finish, error)
+
+        self.started += 1
+        self._queue.put(job)
 
     async def stop(self) -> None:
         """End the thread after the work that was handed over."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _tell(self, news: Callable[[], None]) -> None:
-        # The loop is closed if the program ended without closing the store: nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(news)
-
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            job()
-            del job  # not to keep a batch alive until the next one comes
+            news = job()
+            # The loop is closed if the program ended without closing the store: nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._learn, news)
+            del job, news  # not to keep a batch alive until the next one comes
+
+    def _learn(self, news: Callable[[], None]) -> None:
+        self.finished += 1
+        news()
 
 
 _LATE_SECONDS: Final = 0.005

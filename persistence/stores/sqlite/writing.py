@@ -121,8 +121,11 @@ class Writer:
             parameters = tuple(chain.from_iterable(rows[start : start + size]))
             start += size
             self._connection.execute(sql.upsert(size), parameters)
-        if deleted:
-            self._connection.executemany(sql.DELETE, deleted)
+        start = 0
+        for size in sql.chunk_sizes(len(deleted), sql.LARGEST_DELETE):
+            keys = tuple(chain.from_iterable(deleted[start : start + size]))
+            start += size
+            self._connection.execute(sql.delete(size), keys)
 
     def _commit(self) -> None:
         try:
