@@ -145,7 +145,15 @@ class ExecutionNotFoundError(HSMError):
 
 
 class ExecutionAlreadyStartedError(HSMError):
-    """There is an execution with this id, started by another request."""
+    """There is an execution with this id, started by another request.
+
+    Attributes:
+        run_id: of the execution that there is.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id
 
 
 class ExecutionClosedError(HSMError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from google.protobuf.message import Message
 
 if TYPE_CHECKING:
     from hsm.task import Task
@@ -11,13 +14,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ComparableDefinition",
+    "HasLifecycle",
     "HasState",
     "Key",
+    "Lifecycle",
     "MachineDefinition",
     "MachineType",
     "StateMachine",
     "TaskRegenerator",
     "VersionedTransition",
+    "lifecycle_of",
+    "state_name",
 ]
 
 DataT = TypeVar("DataT")
@@ -67,6 +74,8 @@ class VersionedTransition(NamedTuple):
 class MachineDefinition(Protocol[DataT]):
     """A type of machine, as a `Registry` holds it: its identity, and its data to bytes and back.
 
+    It may name the class of its data in an attribute `data_type`; then the type can be told from the data.
+
     Semantics: Temporal `hsm.StateMachineDefinition`.
     """
 
@@ -110,3 +119,40 @@ class TaskRegenerator(Protocol):
 
 class StateMachine(HasState[StateT], TaskRegenerator, Protocol[StateT]):
     """Data with a state and the tasks that belong to it."""
+
+
+class Lifecycle(enum.Enum):
+    """Whether a machine has more to do. The root's decides about the execution."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class HasLifecycle(Protocol):
+    """Data that knows when it is through. As the root of an execution, it closes the execution."""
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """Where the machine stands."""
+        ...
+
+
+def state_name(data: object) -> str:
+    """The name of a machine's state: of an enum member, or of a protobuf enum value; else its text."""
+    state = getattr(data, "state", None)
+    if state is None:
+        return ""
+    if isinstance(state, enum.Enum):
+        return state.name
+    if isinstance(data, Message):
+        enum_type = data.DESCRIPTOR.fields_by_name["state"].enum_type
+        if enum_type is not None and state in enum_type.values_by_number:
+            return enum_type.values_by_number[state].name
+    return str(state)
+
+
+def lifecycle_of(data: object) -> Lifecycle:
+    """The lifecycle of a machine's data; data that has none runs for ever."""
+    lifecycle = getattr(data, "lifecycle", Lifecycle.RUNNING)
+    return lifecycle if isinstance(lifecycle, Lifecycle) else Lifecycle.RUNNING

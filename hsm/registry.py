@@ -52,6 +52,7 @@ class Registry:
     def __init__(self, *, debug: bool = False) -> None:
         self.debug: Final = debug
         self._machines: dict[int, MachineDefinition[Any]] = {}
+        self._type_ids: dict[type, tuple[int, ...]] = {}
         self._restorable: set[int] = set()
         self._tasks: dict[int, TaskRegistration] = {}
         self._serializers: dict[int, TaskSerializer[Any]] = {}
@@ -71,6 +72,7 @@ class Registry:
             if other.type.id == kind.id or other.type.name == kind.name:
                 raise DuplicateRegistrationError(f"machine type {kind} clashes with {other.type}")
         self._machines[kind.id] = definition
+        self._type_ids.clear()
 
     def machine(self, type_id: int) -> MachineDefinition[Any] | None:
         """The definition of a machine type."""
@@ -79,6 +81,26 @@ class Registry:
     def machines(self) -> Iterator[MachineDefinition[Any]]:
         """All definitions, in order of registration."""
         return iter(self._machines.values())
+
+    def type_of(self, data: object) -> int:
+        """The id of the machine type whose definition says that its data is of exactly this class.
+
+        Raises:
+            NotRegisteredError: no definition says so, or more than one does.
+        """
+        class_ = type(data)
+        found = self._type_ids.get(class_)
+        if found is None:
+            found = self._type_ids[class_] = tuple(
+                definition.type.id
+                for definition in self._machines.values()
+                if getattr(definition, "data_type", None) is class_
+            )
+        if len(found) != 1:
+            raise NotRegisteredError(
+                f"{len(found)} registered machine types hold a {class_.__qualname__}; name the type"
+            )
+        return found[0]
 
     def register_task(
         self,

@@ -235,23 +235,23 @@ class TombstoneRow(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EXECUTION_FIELD_NUMBER: builtins.int
-    PATH_FIELD_NUMBER: builtins.int
+    SEGMENTS_FIELD_NUMBER: builtins.int
     BEFORE_ORDINAL_FIELD_NUMBER: builtins.int
+    segments: builtins.str
+    """The part of the rows' keys between the prefix of the tree and the slash."""
     before_ordinal: builtins.int
-    """Rows below the path with a lower ordinal are dead."""
+    """Rows below it with a lower ordinal are dead."""
     @property
     def execution(self) -> global___ExecutionKey: ...
-    @property
-    def path(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.StateMachineKey]: ...
     def __init__(
         self,
         *,
         execution: global___ExecutionKey | None = ...,
-        path: collections.abc.Iterable[persistence.proto.hsm_pb2.StateMachineKey] | None = ...,
+        segments: builtins.str = ...,
         before_ordinal: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["execution", b"execution"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["before_ordinal", b"before_ordinal", "execution", b"execution", "path", b"path"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["before_ordinal", b"before_ordinal", "execution", b"execution", "segments", b"segments"]) -> None: ...
 
 global___TombstoneRow = TombstoneRow
 

@@ -1,0 +1,165 @@
+"""Executions in memory: the tree, the version row it stands on, and how both are read from the store."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from hsm.engine._table import RowTable, row_segments
+from hsm.errors import ExecutionNotFoundError, SerializationError
+from hsm.machine import VersionedTransition
+from hsm.ref import ExecutionKey
+from hsm.registry import Registry
+from hsm.task import Task
+from hsm.tree import MissingPart, Node
+from persistence.executions import (
+    AFTER_SLASH,
+    metadata_key,
+    node_prefix,
+    prefix_end,
+    version_key,
+)
+from persistence.proto.execution_pb2 import ExecutionMetadata, ExecutionVersion
+from persistence.store import EngineStore, GetRequest
+
+__all__ = ["Execution", "decode_row", "load_execution", "load_part"]
+
+_MessageT = TypeVar("_MessageT", bound=Message)
+
+
+class Execution:
+    """One run of an execution: its tree and what the tree was built from.
+
+    Attributes:
+        key: with the run id.
+        partition: where its rows are.
+        etag: of the version row; every commit checks it.
+        history: the last transition of each failover version; the last entry is the present one.
+        root: the tree, sealed while nobody has access.
+        table: the rows that the tree was loaded from.
+        decoded: the pending tasks of its nodes by id, as far as they have been decoded.
+        lock: held by whoever has access.
+        owner: the asyncio task that holds the lock over an await of its own.
+        stale: the object is out of the cache and must not be used again.
+    """
+
+    __slots__ = (
+        "decoded",
+        "etag",
+        "history",
+        "key",
+        "lock",
+        "metadata",
+        "owner",
+        "partition",
+        "prefix",
+        "root",
+        "stale",
+        "table",
+        "version_key",
+    )
+
+    def __init__(self, key: ExecutionKey, partition: str, root: Node, metadata: ExecutionMetadata) -> None:
+        self.key = key
+        self.partition = partition
+        self.prefix = node_prefix(*key)
+        self.version_key = version_key(*key)
+        self.etag: str | None = None
+        self.history: tuple[VersionedTransition, ...] = ()
+        self.root = root
+        self.table = RowTable(self.prefix)
+        self.metadata = metadata
+        self.decoded: dict[str, Task] = {}
+        self.lock = asyncio.Lock()
+        self.owner: asyncio.Task[Any] | None = None
+        self.stale = False
+
+    @property
+    def version(self) -> VersionedTransition:
+        """The last transaction that was committed."""
+        return self.history[-1] if self.history else VersionedTransition()
+
+
+def decode_row(kind: type[_MessageT], key: str, value: bytes) -> _MessageT:
+    """The message in a row.
+
+    Raises:
+        SerializationError: it is none; names the key.
+    """
+    try:
+        return kind.FromString(value)
+    except DecodeError as error:
+        raise SerializationError(f"the row {key!r} is not a {kind.DESCRIPTOR.name}") from error
+
+
+async def load_execution(
+    store: EngineStore, registry: Registry, key: ExecutionKey, partition: str, limit: int
+) -> Execution:
+    """Read the first `limit` rows of a tree, all from between two commits.
+
+    Raises:
+        ExecutionNotFoundError: there is no such run.
+        SerializationError: a row cannot be decoded; names its key.
+    """
+    row = version_key(*key)
+    prefix = node_prefix(*key)
+    version = await store.get(GetRequest(partition=partition, key=row))
+    while True:
+        if version.data is None:
+            raise ExecutionNotFoundError(
+                f"there is no execution {key.namespace}/{key.id} (run {key.run_id!r})"
+            )
+        first = await _read(store, partition, prefix, prefix_end(prefix), limit + 1)
+        found = await store.get(GetRequest(partition=partition, key=metadata_key(*key)))
+        again = await store.get(GetRequest(partition=partition, key=row))
+        if again.etag == version.etag:
+            break
+        version = again
+    message = decode_row(ExecutionVersion, row, version.data)
+    metadata = decode_row(ExecutionMetadata, metadata_key(*key), found.data or b"")
+    table = RowTable(prefix)
+    complete = len(first) <= limit
+    table.add_first(first, complete=complete)
+    root_message = table.root()
+    if root_message is None:
+        raise SerializationError(f"the row {prefix!r}, the root of an execution, is missing")
+    root = Node._from_source(
+        registry,
+        message.root_type,
+        root_message,
+        table.source("", root_message.ordinal),
+        message.next_ordinal,
+    )
+    root._state.sealed = True
+    execution = Execution(key, partition, root, metadata)
+    execution.table = table
+    execution.etag = version.etag
+    execution.history = tuple(
+        VersionedTransition(entry.failover_version, entry.max_transition_count) for entry in message.history
+    )
+    return execution
+
+
+async def load_part(store: EngineStore, execution: Execution, part: MissingPart) -> bool:
+    """Read a missing part into the execution's table; False if the execution has moved on meanwhile."""
+    segments = row_segments(part.path)
+    partition = execution.partition
+    key = execution.prefix + segments
+    if not part.subtree:
+        found = await store.get(GetRequest(partition=partition, key=key))
+        execution.table.add(segments, found.data)
+    else:
+        start, end = (key + "/", key + AFTER_SLASH) if segments else (key, prefix_end(key))
+        rows = await _read(store, partition, start, end, None, skip=len(execution.prefix))
+        execution.table.add_subtree(segments, rows)
+    version = await store.get(GetRequest(partition=partition, key=execution.version_key))
+    return version.etag == execution.etag
+
+
+async def _read(
+    store: EngineStore, partition: str, start: str, end: str, limit: int | None, skip: int | None = None
+) -> dict[str, bytes]:
+    cut = len(start) if skip is None else skip
+    return {item.key[cut:]: item.value async for item in store.scan(partition, start, end, limit=limit)}

@@ -1,0 +1,464 @@
+"""Access to executions: the cache of trees, the lock of each, and the way from a function to a commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, TypeVar
+
+from hsm.engine._commit import Commit, check_task, plan
+from hsm.engine._execution import Execution, decode_row, load_execution, load_part
+from hsm.engine._rows import QueuedTask
+from hsm.engine.ids import IdSource
+from hsm.engine.options import EngineOptions
+from hsm.errors import (
+    CommitConflictError,
+    CommitOutcomeUnknownError,
+    ExecutionNotFoundError,
+    HSMError,
+    ReentrantTransitionError,
+    StaleReferenceError,
+    StaleStateError,
+    StateMachineNotFoundError,
+    StorageUnavailableError,
+    TransactionTooLargeError,
+    UntrackedChangeError,
+)
+from hsm.executor import AccessType
+from hsm.machine import VersionedTransition
+from hsm.ref import ExecutionKey, Ref, check_execution_version
+from hsm.registry import Registry
+from hsm.tree import MissingPart, Node
+from persistence import errors as storage
+from persistence.executions import current_run_key, shard_of, shard_partition
+from persistence.proto.execution_pb2 import CurrentRun
+from persistence.store import CheckRequest, EngineStore, GetRequest
+
+__all__ = ["Access", "Executions"]
+
+ResultT = TypeVar("ResultT")
+
+_WHOLE_TREE: Final = MissingPart((), subtree=True)
+
+
+class _Again:
+    """The answer of a try that has to be made again."""
+
+
+_AGAIN: Final = _Again()
+
+
+class Executions:
+    """The executions of one store, as far as this process has them in memory.
+
+    Everything here goes by the version row: a cached tree is only a guess, a commit checks it, a read
+    compares it first, and an error that a tree out of date may have caused is not believed.
+    """
+
+    def __init__(
+        self,
+        store: EngineStore,
+        registry: Registry,
+        options: EngineOptions,
+        ids: IdSource,
+        shard_count: int,
+        committed: Callable[[Execution, Commit], None],
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._options = options
+        self._ids = ids
+        self._shard_count = shard_count
+        self.committed = committed
+        self._cache: dict[ExecutionKey, Execution] = {}
+
+    def partition(self, key: ExecutionKey) -> str:
+        """The partition of an execution."""
+        return shard_partition(shard_of(key.namespace, key.id, self._shard_count))
+
+    async def resolve(self, key: ExecutionKey) -> ExecutionKey:
+        """The key with its run id.
+
+        Raises:
+            ExecutionNotFoundError: the id has no run.
+        """
+        if key.run_id:
+            return key
+        row = current_run_key(key.namespace, key.id)
+        found = await self._store.get(GetRequest(partition=self.partition(key), key=row))
+        if found.data is None:
+            raise ExecutionNotFoundError(f"there is no execution {key.namespace}/{key.id}")
+        return key._replace(run_id=decode_row(CurrentRun, row, found.data).run_id)
+
+    def cached(self, key: ExecutionKey) -> Execution | None:
+        """An execution that is in memory."""
+        return self._cache.get(key)
+
+    def admit(self, execution: Execution) -> None:
+        """Put an execution into the cache, and the least used ones out of it."""
+        cache = self._cache
+        cache[execution.key] = execution
+        excess = len(cache) - self._options.cached_executions
+        if excess > 0:
+            idle = [other for other in cache.values() if not other.lock.locked()][:excess]
+            for other in idle:
+                self.evict(other)
+
+    def evict(self, execution: Execution) -> None:
+        """Take an execution out of the cache; whoever waits for it loads it anew."""
+        execution.stale = True
+        if self._cache.get(execution.key) is execution:
+            del self._cache[execution.key]
+
+    async def acquire(self, key: ExecutionKey, *, fresh: bool) -> Execution:
+        """The execution, locked; if `fresh`, as it is in the store now.
+
+        Raises:
+            ReentrantTransitionError: this asyncio task holds it already.
+        """
+        while True:
+            execution = self._cache.pop(key, None)
+            loaded = execution is None
+            if execution is None:
+                execution = await self._load(key)
+            else:
+                self._cache[key] = execution
+            if execution.owner is not None and execution.owner is asyncio.current_task():
+                raise ReentrantTransitionError(
+                    f"execution {key.namespace}/{key.id} is held by this task already"
+                )
+            await execution.lock.acquire()
+            try:
+                usable = not execution.stale and (loaded or not fresh or await self._is_current(execution))
+            except BaseException:
+                execution.lock.release()
+                raise
+            if usable:
+                return execution
+            self.evict(execution)
+            execution.lock.release()
+
+    async def _load(self, key: ExecutionKey) -> Execution:
+        try:
+            execution = await load_execution(
+                self._store, self._registry, key, self.partition(key), self._options.loaded_nodes
+            )
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+        other = self._cache.get(key)
+        if other is not None:
+            return other
+        self.admit(execution)
+        return execution
+
+    async def _is_current(self, execution: Execution) -> bool:
+        try:
+            found = await self._store.get(
+                GetRequest(partition=execution.partition, key=execution.version_key)
+            )
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+        return found.etag == execution.etag
+
+    async def run(
+        self,
+        ref: Ref,
+        fn: Callable[[Node], ResultT],
+        access: AccessType,
+        *,
+        claim: QueuedTask | None = None,
+        keep_claim: bool = False,
+        check_claim: bool = True,
+    ) -> ResultT:
+        """Run `fn` on the node of `ref`, and commit what it did if `access` is WRITE.
+
+        With `check_claim` False, the claim may have become pointless.
+        """
+        checked = claim if check_claim else None
+        key = await self.resolve(ref.execution)
+        reading = access is AccessType.READ
+        retried = False
+        while True:
+            execution = await self.acquire(key, fresh=reading)
+            try:
+                answer = await self._try(execution, ref, fn, reading, checked, claim, keep_claim)
+            except CommitConflictError:
+                self.evict(execution)
+                continue
+            except StaleStateError:
+                if retried:
+                    raise
+                retried = True
+                self.evict(execution)
+                continue
+            finally:
+                execution.lock.release()
+            if not isinstance(answer, _Again):
+                return answer
+
+    async def _try(
+        self,
+        execution: Execution,
+        ref: Ref,
+        fn: Callable[[Node], ResultT],
+        reading: bool,
+        checked: QueuedTask | None,
+        claim: QueuedTask | None,
+        keep_claim: bool,
+    ) -> ResultT | _Again:
+        begin(execution)
+        try:
+            result = fn(locate(execution, ref, checked))
+            if reading:
+                refuse_changes(execution)
+            elif claim is not None or execution.root.dirty:
+                await self.commit(execution, claim, keep_claim=keep_claim)
+            elif not await self._is_current(execution):
+                self.evict(execution)
+                return _AGAIN
+        except MissingPart as part:
+            roll_back(execution)
+            if not await self._load_part(execution, part):
+                self.evict(execution)
+            return _AGAIN
+        except (CommitConflictError, asyncio.CancelledError):
+            roll_back(execution)
+            raise
+        except Exception:
+            roll_back(execution)
+            # The tree may be out of date, and the error nothing but a consequence of that.
+            if not reading and not execution.stale and not await self._is_current(execution):
+                self.evict(execution)
+                return _AGAIN
+            raise
+        except BaseException:
+            roll_back(execution)
+            raise
+        finally:
+            end(execution)
+        return result
+
+    async def validate(self, ref: Ref, claim: QueuedTask) -> None:
+        """Check a task before it runs, against the tree in memory if there is one: a first sieve, no more.
+
+        Raises:
+            StaleReferenceError: the task has become pointless.
+        """
+        execution = self._cache.get(ref.execution)
+        if execution is not None and not execution.lock.locked():
+            begin(execution)
+            try:
+                locate(execution, ref, claim)
+            except (HSMError, MissingPart):
+                # Not believed of a tree that may be out of date.
+                pass
+            else:
+                return
+            finally:
+                end(execution)
+        await self.run(ref, _nothing, AccessType.READ, claim=claim)
+
+    async def complete(self, claim: QueuedTask) -> None:
+        """Take a task that has run off its node, with its row."""
+        root = Ref(claim.execution, task_id=claim.id)
+        await self.run(root, _nothing, AccessType.WRITE, claim=claim, check_claim=False)
+
+    async def _load_part(self, execution: Execution, part: MissingPart) -> bool:
+        try:
+            return await load_part(self._store, execution, part)
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+
+    async def load_whole(self, execution: Execution) -> bool:
+        """Load all that is not loaded; False if the execution has moved on meanwhile."""
+        return execution.table.complete or await self._load_part(execution, _WHOLE_TREE)
+
+    async def commit(self, execution: Execution, claim: QueuedTask | None, *, keep_claim: bool) -> None:
+        """Write what has been done to the tree.
+
+        Raises:
+            CommitConflictError: the execution has moved on.
+            StaleReferenceError: the claim has run already.
+            TransactionTooLargeError: too much for one transaction of the store.
+        """
+        commit = await plan(
+            self._store,
+            self._registry,
+            self._ids,
+            execution,
+            self._options.clock.time_ns(),
+            claim=claim,
+            keep_claim=keep_claim,
+            delete_rows=self._options.delete_rows,
+        )
+        try:
+            etag = await self._store.multi(commit.operations)
+        except storage.ETagMismatchError as error:
+            commit.revert()
+            if claim is not None and error.key == claim.key:
+                claim.spent = True
+                raise StaleReferenceError(f"task {claim.id} has run already") from error
+            raise CommitConflictError(
+                f"execution {execution.key.namespace}/{execution.key.id} was changed by somebody else"
+            ) from error
+        except storage.PersistenceError as error:
+            commit.revert()
+            if isinstance(error, storage.CommitOutcomeUnknownError):
+                self.evict(execution)
+            raise translated(error) from error
+        except asyncio.CancelledError:
+            self.evict(execution)
+            await self._await_outcome(execution)
+            raise
+        commit.done(etag)
+        execution.root._state.clear()
+        if claim is not None and not keep_claim:
+            claim.spent = True
+        self.committed(execution, commit)
+
+    async def _await_outcome(self, execution: Execution) -> None:
+        """Return when the commit that was cancelled is through: a check queues up behind it."""
+        check = CheckRequest(execution.partition, execution.version_key, execution.etag or "0" * 16)
+        barrier = asyncio.ensure_future(self._store.multi([check]))
+        while not barrier.done():
+            try:
+                await asyncio.wait([barrier])
+            except asyncio.CancelledError:
+                continue
+        barrier.exception()
+
+    def access(self, ref: Ref, access: AccessType, *, claim: QueuedTask | None, keep_claim: bool) -> Access:
+        """See `Environment.access`."""
+        return Access(self, ref, access, claim, keep_claim)
+
+
+class Access:
+    """A block with access to a node. The whole tree is loaded, because the block cannot run twice."""
+
+    __slots__ = ("_claim", "_execution", "_executions", "_keep_claim", "_reading", "_ref")
+
+    def __init__(
+        self, executions: Executions, ref: Ref, access: AccessType, claim: QueuedTask | None, keep_claim: bool
+    ) -> None:
+        self._executions = executions
+        self._ref = ref
+        self._reading = access is AccessType.READ
+        self._claim = claim
+        self._keep_claim = keep_claim
+        self._execution: Execution | None = None
+
+    async def __aenter__(self) -> Node:
+        key = await self._executions.resolve(self._ref.execution)
+        while True:
+            execution = await self._executions.acquire(key, fresh=True)
+            try:
+                if await self._executions.load_whole(execution):
+                    begin(execution)
+                    node = locate(execution, self._ref, self._claim)
+                    execution.owner = asyncio.current_task()
+                    self._execution = execution
+                    return node
+            except BaseException:
+                end(execution)
+                execution.lock.release()
+                raise
+            self._executions.evict(execution)
+            execution.lock.release()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        execution = self._execution
+        assert execution is not None
+        try:
+            if kind is not None:
+                roll_back(execution)
+            elif self._reading:
+                refuse_changes(execution)
+            elif self._claim is not None or execution.root.dirty:
+                await self._executions.commit(execution, self._claim, keep_claim=self._keep_claim)
+        except CommitConflictError:
+            roll_back(execution)
+            self._executions.evict(execution)
+            raise
+        except BaseException:
+            roll_back(execution)
+            raise
+        finally:
+            end(execution)
+            execution.owner = None
+            execution.lock.release()
+
+
+def _nothing(_: Node) -> None:
+    """What a task does to the tree that does nothing but end."""
+
+
+def begin(execution: Execution) -> None:
+    """Open the tree for a transaction."""
+    state = execution.root._state
+    last = execution.version
+    state.version = VersionedTransition(last.failover_version, last.transition_count + 1)
+    state.depth = 1
+    state.sealed = False
+
+
+def roll_back(execution: Execution) -> None:
+    """Undo what the transaction has done to the tree."""
+    execution.root._state.roll_back(0, 0)
+
+
+def end(execution: Execution) -> None:
+    """Close the tree after a transaction."""
+    state = execution.root._state
+    state.undo.clear()
+    state.depth = 0
+    state.sealed = True
+
+
+def refuse_changes(execution: Execution) -> None:
+    """Raise if a read has changed the tree."""
+    if execution.root.dirty:
+        raise UntrackedChangeError(
+            f"execution {execution.key.namespace}/{execution.key.id} was changed under an access for reading"
+        )
+
+
+def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
+    """The node that a reference points to, if the reference still holds.
+
+    Raises:
+        StaleReferenceError, StaleStateError, StateMachineNotFoundError: it does not.
+    """
+    check_execution_version(ref.execution_version, execution.history)
+    root = execution.root
+    try:
+        node = root.child(ref.path)
+    except StateMachineNotFoundError as error:
+        if ref.task_id and error.path == ref.path:
+            raise StaleReferenceError(f"{ref} is gone") from error
+        raise
+    if ref.initial_version.transition_count and node.initial_version != ref.initial_version:
+        raise StaleReferenceError(f"{ref} was deleted; another machine has its key")
+    if claim is None:
+        if ref.transition_count and ref.transition_count != node.transition_count:
+            raise StaleReferenceError(
+                f"{ref} was made at transition {ref.transition_count},"
+                f" the machine is at {node.transition_count}"
+            )
+    elif claim.task is not None:
+        own = claim.ref()
+        check_task(claim.task, own, node if own.path == ref.path else root.child(own.path))
+    return node
+
+
+def translated(error: storage.PersistenceError) -> Exception:
+    """The error of this package that tells what an error of the store means for a task."""
+    if isinstance(error, storage.TransactionTooLargeError):
+        return TransactionTooLargeError(str(error))
+    if isinstance(error, storage.CommitOutcomeUnknownError):
+        return CommitOutcomeUnknownError(str(error))
+    if isinstance(error, storage.StoreUnavailableError):
+        return StorageUnavailableError(str(error))
+    return error

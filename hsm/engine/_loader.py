@@ -1,0 +1,149 @@
+"""Reading queue rows: what was left by an earlier run, what another process has written, what did not fit."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from hsm.engine._queues import Dispatcher
+from hsm.engine._rows import QueuedTask, QueueKey
+from persistence.executions import AFTER_SLASH, group_prefix, prefix_end, timer_key
+from persistence.store import EngineStore
+
+__all__ = ["Loader"]
+
+_PAGE: Final = 200
+
+
+class Loader:
+    """Offers the rows of a set of shards to the dispatcher, as much as it takes.
+
+    Of each shard's timers the earliest are in memory, up to a horizon; what is due later stays in the store
+    until the window has emptied by half.
+    """
+
+    def __init__(
+        self,
+        store: EngineStore,
+        partitions: Sequence[str],
+        dispatcher: Dispatcher,
+        window: int,
+        buffer: int,
+        reload: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._partitions = partitions
+        self._dispatcher = dispatcher
+        self._window = window
+        self._buffer = buffer
+        self._reload = reload
+        self._timers: dict[str, _TimerWindow] = {partition: _TimerWindow() for partition in partitions}
+
+    async def load_all(self) -> None:
+        """Read everything, from the start."""
+        for partition in self._partitions:
+            await self.load_timers(partition)
+            await self._load_queues(partition)
+
+    async def poll(self, until_nanos: int) -> None:
+        """Look for rows that another process has written: timers due until then, and all other tasks."""
+        for partition in self._partitions:
+            end = timer_key(until_nanos, "")
+            async for item in self._store.scan(partition, "t/", end, limit=self._window):
+                self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+            await self._load_queues(partition)
+
+    def offer(self, task: QueuedTask) -> None:
+        """Pass a task on, unless it is a timer beyond the horizon."""
+        if task.is_timer:
+            window = self._timers[task.partition]
+            if window.horizon and task.key >= window.horizon:
+                return
+            if self._dispatcher.offer(task):
+                window.add(task.key)
+                if len(window.keys) > 2 * self._window:
+                    for dropped in window.shrink(self._window):
+                        self._dispatcher.discard(dropped.rpartition("/")[2])
+            return
+        self._dispatcher.offer(task)
+
+    def gone(self, task: QueuedTask) -> None:
+        """Note that a task has left memory, and read on when a window has emptied."""
+        if not task.is_timer:
+            return
+        window = self._timers[task.partition]
+        window.remove(task.key)
+        if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
+            window.loading = True
+            self._reload(task.partition)
+
+    async def load_timers(self, partition: str) -> None:
+        """Read the earliest timers of a shard."""
+        window = self._timers[partition]
+        window.loading = True
+        try:
+            limit = self._window + 1
+            items = [item async for item in self._store.scan(partition, "t/", "t" + AFTER_SLASH, limit=limit)]
+            if len(items) == limit:
+                window.horizon = items.pop().key
+            else:
+                window.horizon = ""
+            for item in items:
+                self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+        finally:
+            window.loading = False
+
+    async def _load_queues(self, partition: str) -> None:
+        for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "o" + AFTER_SLASH)):
+            cursor: str | None = start
+            while cursor is not None:
+                cursor = await self._load_until_full(partition, cursor, end)
+
+    async def _load_until_full(self, partition: str, start: str, end: str) -> str | None:
+        """Read on until a queue is full; where the next queue begins, or None at the end."""
+        async for item in self._store.scan(partition, start, end):
+            task_id = item.key.rpartition("/")[2]
+            if task_id in self._dispatcher:
+                continue
+            task = QueuedTask.parse(partition, item.key, item.etag, item.value)
+            self._dispatcher.offer(task)
+            if self._dispatcher.full(task.queue):
+                return item.key.removesuffix(task_id)[:-1] + AFTER_SLASH
+        return None
+
+    async def refill(self, queue: QueueKey) -> None:
+        """Read tasks of one queue, of which the store holds more than memory does."""
+        prefix = group_prefix(*queue)
+        for partition in self._partitions:
+            async for item in self._store.scan(partition, prefix, prefix_end(prefix), limit=self._buffer):
+                if item.key.rpartition("/")[2] in self._dispatcher:
+                    continue
+                if not self._dispatcher.offer(QueuedTask.parse(partition, item.key, item.etag, item.value)):
+                    return
+
+
+class _TimerWindow:
+    """The keys of one shard's timers in memory, in order."""
+
+    __slots__ = ("horizon", "keys", "loading")
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.horizon = ""
+        self.loading = False
+
+    def add(self, key: str) -> None:
+        bisect.insort(self.keys, key)
+
+    def remove(self, key: str) -> None:
+        index = bisect.bisect_left(self.keys, key)
+        if index < len(self.keys) and self.keys[index] == key:
+            del self.keys[index]
+
+    def shrink(self, size: int) -> list[str]:
+        """Let go of all but the first `size`; the horizon moves before them."""
+        dropped = self.keys[size:]
+        del self.keys[size:]
+        self.horizon = dropped[0]
+        return dropped

@@ -1,0 +1,161 @@
+"""Queries: listings of executions and dead letters, and one tree in full."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from google.protobuf.message import Message
+from google.protobuf.text_format import MessageToString
+
+from hsm.engine._execution import decode_row
+from hsm.engine._executions import Executions
+from hsm.engine._rows import QueuedTask, kind_of, task_row_key
+from hsm.engine.clock import from_nanos
+from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
+from hsm.errors import SerializationError
+from hsm.executor import AccessType
+from hsm.machine import Key, Lifecycle, state_name
+from hsm.ref import ExecutionKey, Ref
+from hsm.registry import Registry
+from hsm.tree import Node
+from persistence.executions import AFTER_SLASH, dead_letter_key, escape, metadata_key, prefix_end
+from persistence.proto.execution_pb2 import DeadLetterRow, ExecutionMetadata, ExecutionStatus, TaskRow
+from persistence.proto.hsm_pb2 import StateMachineTask
+from persistence.store import EngineStore, GetRequest, Item
+
+__all__ = ["dead_letters", "execution_tree", "list_executions", "revived"]
+
+_LIFECYCLE: Final = {
+    ExecutionStatus.EXECUTION_STATUS_COMPLETED: Lifecycle.COMPLETED,
+    ExecutionStatus.EXECUTION_STATUS_FAILED: Lifecycle.FAILED,
+}
+
+
+def _info(row: ExecutionMetadata) -> ExecutionInfo:
+    return ExecutionInfo(
+        ExecutionKey(row.key.namespace, row.key.id, row.key.run_id),
+        _LIFECYCLE.get(row.status, Lifecycle.RUNNING),
+        row.state,
+        from_nanos(row.start_nanos),
+        from_nanos(row.close_nanos) if row.close_nanos else None,
+    )
+
+
+async def list_executions(
+    store: EngineStore,
+    partitions: Sequence[str],
+    namespace: str | None,
+    status: Lifecycle | None,
+    state: str | None,
+) -> AsyncIterator[ExecutionInfo]:
+    """Executions that match, shard by shard, then by namespace and id."""
+    start, end = "m/", "m" + AFTER_SLASH
+    if namespace is not None:
+        start = f"m/{escape(namespace)}/"
+        end = prefix_end(start)
+    for partition in partitions:
+        async for item in store.scan(partition, start, end):
+            info = _info(decode_row(ExecutionMetadata, item.key, item.value))
+            if (status is None or info.status is status) and (state is None or info.state == state):
+                yield info
+
+
+async def execution_tree(
+    store: EngineStore, registry: Registry, executions: Executions, key: ExecutionKey
+) -> ExecutionTree:
+    """One execution with all its machines and their pending tasks."""
+    key = await executions.resolve(key)
+    partition = executions.partition(key)
+    row = metadata_key(*key)
+    nodes = await executions.run(Ref(key), _describe, AccessType.READ)
+    found = await store.get(GetRequest(partition=partition, key=row))
+    described: list[NodeInfo] = []
+    for node, tasks in nodes:
+        pending = [await _pending(store, registry, partition, key, task) for task in tasks]
+        described.append(
+            NodeInfo(
+                node.path,
+                node.machine_type,
+                node.state,
+                node.transition_count,
+                node.data,
+                tuple(pending),
+            )
+        )
+    info = _info(decode_row(ExecutionMetadata, row, found.data or b""))
+    return ExecutionTree(info, tuple(described))
+
+
+def _describe(root: Node) -> list[tuple[NodeInfo, tuple[StateMachineTask, ...]]]:
+    described: list[tuple[NodeInfo, tuple[StateMachineTask, ...]]] = []
+    for node in root.walk():
+        try:
+            data: object = node.data(object)
+            text = MessageToString(data, as_one_line=True) if isinstance(data, Message) else str(data)
+            state = state_name(data)
+        except SerializationError as error:
+            text, state = str(error), ""
+        info = NodeInfo(node.path, node.machine_type, state, node.transition_count, text, ())
+        described.append((info, node._tasks))
+    return described
+
+
+async def _pending(
+    store: EngineStore, registry: Registry, partition: str, key: ExecutionKey, task: StateMachineTask
+) -> PendingTask:
+    registration = registry.task(task.type)
+    name = registration.task.type.name if registration is not None else str(task.type)
+    kind = kind_of(task.kind)
+    found = await store.get(GetRequest(partition=partition, key=task_row_key(key.namespace, task)))
+    if found.data is not None:
+        row = decode_row(TaskRow, task.id, found.data)
+        not_before = from_nanos(row.not_before_nanos) if row.not_before_nanos else None
+        return PendingTask(task.id, name, kind, row.failures, not_before, row.last_error)
+    dead = await store.get(GetRequest(partition=partition, key=dead_letter_key(task.id)))
+    if dead.data is not None:
+        letter = decode_row(DeadLetterRow, task.id, dead.data)
+        return PendingTask(task.id, name, kind, letter.task.failures, None, f"dead-lettered: {letter.error}")
+    return PendingTask(task.id, name, kind)
+
+
+async def dead_letters(
+    store: EngineStore, registry: Registry, partitions: Sequence[str]
+) -> AsyncIterator[DeadLetter]:
+    """All dead letters, shard by shard, oldest task first."""
+    for partition in partitions:
+        async for item in store.scan(partition, "d/", "d" + AFTER_SLASH):
+            yield _dead_letter(registry, partition, item)
+
+
+def _dead_letter(registry: Registry, partition: str, item: Item) -> DeadLetter:
+    row = decode_row(DeadLetterRow, item.key, item.value)
+    task = row.task
+    readable = not row.undecodable
+    registration = registry.task(task.info.type)
+    return DeadLetter(
+        task_id=item.key.removeprefix("d/"),
+        execution=ExecutionKey(task.execution.namespace, task.execution.id, task.execution.run_id)
+        if readable
+        else None,
+        path=tuple(Key(key.type, key.id) for key in task.info.ref.path),
+        task_type=registration.task.type.name if registration is not None else str(task.info.type),
+        kind=kind_of(task.kind) if readable else None,
+        attempts=task.failures,
+        error_type=row.error_type,
+        error=row.error,
+        time=from_nanos(row.time_nanos),
+        partition=partition,
+        etag=item.etag,
+    )
+
+
+def revived(row: DeadLetterRow, partition: str) -> QueuedTask:
+    """The queue task that a dead letter becomes when it is replayed, with its attempts forgotten."""
+    if row.undecodable:
+        return QueuedTask.parse(partition, row.row_key, "", row.undecodable)
+    task = TaskRow()
+    task.CopyFrom(row.task)
+    task.failures = 0
+    task.not_before_nanos = 0
+    return QueuedTask(partition, row.row_key, "", task)

@@ -1,0 +1,187 @@
+"""Queues: which task runs next, and how many at once.
+
+Every task runs in the queue of its (namespace, group, destination). A queue holds a bounded number of waiting
+tasks in memory; the others stay in the store and are read when there is room. Timers, and tasks that wait for
+their next try, sit in one deadline queue first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from hsm.engine._rows import QueuedTask, QueueKey
+from hsm.engine.clock import Clock, TimerHandle
+from hsm.engine.deadlines import DeadlineQueue
+
+__all__ = ["Dispatcher", "TaskQueue"]
+
+
+class TaskQueue:
+    """The tasks of one destination.
+
+    Attributes:
+        key: namespace, group and destination.
+        concurrency: tasks that may run at once.
+        ready: tasks that could run now, in order of arrival.
+        held: tasks in memory, waiting for whatever, running ones included.
+        running: tasks that run now.
+        overflow: the store holds tasks of this queue that memory does not.
+    """
+
+    __slots__ = ("concurrency", "held", "key", "overflow", "ready", "running")
+
+    def __init__(self, key: QueueKey, concurrency: int) -> None:
+        self.key = key
+        self.concurrency = concurrency
+        self.ready: deque[QueuedTask] = deque()
+        self.held = 0
+        self.running = 0
+        self.overflow = False
+
+
+class Dispatcher:
+    """Hands tasks to `run` as they come due, within the bounds of their queues."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        concurrency: Callable[[QueueKey], int],
+        buffer: int,
+        run: Callable[[QueuedTask], None],
+        refill: Callable[[QueueKey], None],
+    ) -> None:
+        self._clock = clock
+        self._concurrency = concurrency
+        self._buffer = buffer
+        self._run = run
+        self._refill = refill
+        self._queues: dict[QueueKey, TaskQueue] = {}
+        self._tasks: dict[str, QueuedTask] = {}
+        self._delayed: DeadlineQueue[str] = DeadlineQueue()
+        self._alarm: TimerHandle | None = None
+        self._alarm_at = 0
+        self._started = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._tasks
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task runs or could run now."""
+        return any(queue.running or queue.ready or queue.overflow for queue in self._queues.values())
+
+    @property
+    def running(self) -> int:
+        """Tasks that run now."""
+        return sum(queue.running for queue in self._queues.values())
+
+    def get(self, task_id: str) -> QueuedTask | None:
+        """A task that is held in memory."""
+        return self._tasks.get(task_id)
+
+    def start(self) -> None:
+        """Begin to run what has been offered."""
+        self._started = True
+        for queue in list(self._queues.values()):
+            self._pump(queue)
+        self._arm()
+
+    def stop(self) -> None:
+        """Run nothing more; what runs goes on. All the rest stays in the store."""
+        self._started = False
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def full(self, key: QueueKey) -> bool:
+        """Whether a queue holds as much as it may; it will ask for more when there is room."""
+        queue = self._queues.get(key)
+        return queue is not None and queue.held >= self._buffer
+
+    def offer(self, task: QueuedTask) -> bool:
+        """Take a task into memory; False if its queue is full or has the task already."""
+        task_id = task.id
+        if task_id in self._tasks:
+            return False
+        key = task.queue
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = TaskQueue(key, self._concurrency(key))
+        # Timers are bounded by their window; one that has been read must not be lost by its queue.
+        if queue.held >= self._buffer and not task.is_timer:
+            queue.overflow = True
+            return False
+        self._tasks[task_id] = task
+        queue.held += 1
+        self._place(queue, task)
+        return True
+
+    def delay(self, task: QueuedTask, until_nanos: int) -> None:
+        """Let a task that has just run wait for its next try."""
+        queue = self._queues[task.queue]
+        queue.running -= 1
+        task.due = until_nanos
+        self._place(queue, task)
+        self._pump(queue)
+
+    def finish(self, task: QueuedTask) -> None:
+        """Forget a task that has just run."""
+        queue = self._queues[task.queue]
+        queue.running -= 1
+        self._drop(queue, task.id)
+        self._pump(queue)
+
+    def discard(self, task_id: str) -> None:
+        """Forget a task that waits for its time; one that is about to run finds out by itself."""
+        if task_id in self._delayed:
+            self._delayed.discard(task_id)
+            self._drop(self._queues[self._tasks[task_id].queue], task_id)
+
+    def _drop(self, queue: TaskQueue, task_id: str) -> None:
+        del self._tasks[task_id]
+        queue.held -= 1
+        if queue.overflow and queue.held <= self._buffer // 2:
+            queue.overflow = False
+            self._refill(queue.key)
+        if not queue.held and not queue.overflow:
+            self._queues.pop(queue.key, None)
+
+    def _place(self, queue: TaskQueue, task: QueuedTask) -> None:
+        if task.due and task.due > self._clock.time_ns():
+            self._delayed.put(task.id, task.due)
+            self._arm()
+            return
+        queue.ready.append(task)
+        if self._started:
+            self._pump(queue)
+
+    def _pump(self, queue: TaskQueue) -> None:
+        if not self._started:
+            return
+        ready = queue.ready
+        while ready and queue.running < queue.concurrency:
+            queue.running += 1
+            self._run(ready.popleft())
+
+    def _arm(self) -> None:
+        deadline = self._delayed.next_deadline()
+        if not self._started or deadline is None:
+            return
+        if self._alarm is not None:
+            if self._alarm_at <= deadline:
+                return
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = self._clock.call_at(deadline, self._wake)
+
+    def _wake(self) -> None:
+        self._alarm = None
+        now = self._clock.time_ns()
+        while (task_id := self._delayed.pop_due(now)) is not None:
+            task = self._tasks[task_id]
+            self._place(self._queues[task.queue], task)
+        self._arm()

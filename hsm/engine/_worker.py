@@ -1,0 +1,213 @@
+"""The worker: one run of one task, and what becomes of the task afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from hsm.engine._executions import Executions, translated
+from hsm.engine._loader import Loader
+from hsm.engine._queues import Dispatcher
+from hsm.engine._rows import QueuedTask, decode_task, kind_of
+from hsm.engine.options import EngineOptions
+from hsm.errors import (
+    DestinationDownError,
+    Disposition,
+    HSMError,
+    RetryLaterError,
+    SerializationError,
+    disposition,
+)
+from hsm.executor import Environment, execute
+from hsm.registry import Registry
+from persistence import errors as storage
+from persistence.executions import dead_letter_key, timer_key
+from persistence.proto.execution_pb2 import DeadLetterRow, TaskRow
+from persistence.store import DeleteRequest, EngineStore, SetRequest
+
+__all__ = ["Worker"]
+
+_log: Final = logging.getLogger("hsm.engine")
+_MAX_ERROR_TEXT: Final = 4000
+_NANOS: Final = 10**9
+
+
+class Worker:
+    """Runs tasks: decodes, validates, executes, and then deletes, rewrites or dead-letters the row.
+
+    A task that was running when the process died is found in the store by the next one and run again.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        store: EngineStore,
+        registry: Registry,
+        options: EngineOptions,
+        executions: Executions,
+        dispatcher: Dispatcher,
+        loader: Loader,
+    ) -> None:
+        self._environment = environment
+        self._store = store
+        self._registry = registry
+        self._options = options
+        self._executions = executions
+        self._dispatcher = dispatcher
+        self._loader = loader
+
+    async def run(self, task: QueuedTask) -> None:
+        """Run a task once. It is out of the dispatcher, or waiting in it, when this returns."""
+        try:
+            error = await self._execute(task)
+            await self._conclude(task, error)
+        except asyncio.CancelledError:
+            # The engine is closing; the row stays for the next one.
+            self._dispatcher.finish(task)
+            raise
+
+    async def _execute(self, task: QueuedTask) -> Exception | None:
+        try:
+            if task.row is None:
+                raise SerializationError(f"the row {task.key!r} is not a task")
+            if task.task is None:
+                message = task.row.info
+                task.task = decode_task(self._registry, message.type, message.data, kind_of(task.row.kind))
+            ref = task.ref()
+            await self._executions.validate(ref, task)
+            timeout = self._timeout(task.row.info.type)
+            if timeout is None:
+                await execute(self._registry, self._environment, ref, task.task)
+            else:
+                async with asyncio.timeout(timeout.total_seconds()):
+                    await execute(self._registry, self._environment, ref, task.task)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `disposition` says what it means
+            return error
+        return None
+
+    def _timeout(self, type_id: int) -> timedelta | None:
+        registration = self._registry.task(type_id)
+        if registration is not None and registration.timeout is not None:
+            return registration.timeout
+        return self._options.task_timeout
+
+    async def _conclude(self, task: QueuedTask, error: Exception | None) -> None:
+        """Do with the task what its run asks for; while the store does not answer, try again and again."""
+        answer = Disposition.ACKNOWLEDGE
+        if error is not None:
+            answer = disposition(error, task.ref().path if task.row is not None else None)
+        if isinstance(error, DestinationDownError) and isinstance(error.inner, Exception):
+            error = error.inner
+        if task.spent:
+            # The machine has moved on with the task; there is no row left to retry.
+            if error is not None and answer not in {Disposition.ACKNOWLEDGE, Disposition.DROP}:
+                _log.error("task %s failed after its state was written: %r", task.id, error, exc_info=error)
+            self._forget(task)
+            return
+        try:
+            if answer is Disposition.ACKNOWLEDGE or answer is Disposition.DROP:
+                await self._acknowledge(task)
+                self._forget(task)
+            elif answer is Disposition.RETRY_UNCOUNTED and error is not None:
+                self._wait(task, error)
+            elif error is not None:
+                await self._retry_or_bury(task, error, answer)
+        except HSMError as failure:
+            if not isinstance(failure, RetryLaterError):
+                raise
+            self._wait(task, failure)
+
+    def _forget(self, task: QueuedTask) -> None:
+        self._dispatcher.finish(task)
+        self._loader.gone(task)
+
+    def _wait(self, task: QueuedTask, error: Exception) -> None:
+        """Try again later, without a trace in the store: nothing is wrong with the task."""
+        task.tries += 1
+        pause = self._pause(task.tries, error)
+        self._dispatcher.delay(task, self._options.clock.time_ns() + pause)
+
+    def _pause(self, attempt: int, error: Exception) -> int:
+        """Nanoseconds until the next try."""
+        pause = self._options.backoff.delay(attempt, self._options.random)
+        asked = getattr(error, "retry_after", None)
+        if isinstance(asked, timedelta):
+            pause = max(pause, asked)
+        return round(pause.total_seconds() * _NANOS)
+
+    async def _acknowledge(self, task: QueuedTask) -> None:
+        """Take the task off its node and out of its queue, in one commit; off the queue alone if need be."""
+        if task.row is not None:
+            try:
+                await self._executions.complete(task)
+            except RetryLaterError:
+                raise
+            except HSMError:
+                # The machine or the whole execution is gone, or cannot be read: only the row is left.
+                pass
+            else:
+                return
+        await self._write([DeleteRequest(partition=task.partition, key=task.key, etag=task.etag)])
+
+    async def _retry_or_bury(self, task: QueuedTask, error: Exception, answer: Disposition) -> None:
+        failures = (task.row.failures if task.row is not None else 0) + 1
+        if task.row is None or answer is Disposition.DEAD_LETTER or failures >= self._options.max_attempts:
+            await self._bury(task, error)
+            self._forget(task)
+            return
+        _log.info("task %s failed, attempt %d: %r", task.id, failures, error)
+        row = TaskRow()
+        row.CopyFrom(task.row)
+        row.failures = failures
+        row.not_before_nanos = self._options.clock.time_ns() + self._pause(failures, error)
+        row.last_error = _text(error)
+        key = timer_key(row.not_before_nanos, task.id) if task.is_timer else task.key
+        etag = await self._write(
+            [
+                DeleteRequest(partition=task.partition, key=task.key, etag=task.etag),
+                SetRequest(partition=task.partition, key=key, value=row.SerializeToString()),
+            ],
+        )
+        self._forget(task)
+        if etag is not None:
+            task.replace(key, etag, row)
+            self._loader.offer(task)
+
+    async def _bury(self, task: QueuedTask, error: Exception) -> None:
+        """Move the row to the dead letters, in one transaction."""
+        _log.warning("task %s is dead-lettered: %r", task.id, error)
+        row = DeadLetterRow(
+            row_key=task.key,
+            error_type=type(error).__qualname__,
+            error=_text(error),
+            time_nanos=self._options.clock.time_ns(),
+        )
+        if task.row is None:
+            row.undecodable = task.raw
+        else:
+            row.task.CopyFrom(task.row)
+            row.task.failures += 1
+        await self._write(
+            [
+                DeleteRequest(partition=task.partition, key=task.key, etag=task.etag),
+                SetRequest(
+                    partition=task.partition, key=dead_letter_key(task.id), value=row.SerializeToString()
+                ),
+            ],
+        )
+
+    async def _write(self, operations: Sequence[DeleteRequest | SetRequest]) -> str | None:
+        """Change task rows under their etags; None if somebody else has done that already."""
+        try:
+            return await self._store.multi(operations)
+        except storage.ETagMismatchError:
+            return None
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_MAX_ERROR_TEXT]

@@ -1,0 +1,83 @@
+"""The clock: the one place that time comes from, so that tests can skip it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+__all__ = ["Clock", "SystemClock", "TimerHandle", "from_nanos", "to_nanos"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def to_nanos(moment: datetime) -> int:
+    """Nanoseconds since 1970, UTC, of an aware datetime."""
+    return (moment - _EPOCH) // _MICROSECOND * 1000
+
+
+def from_nanos(nanos: int) -> datetime:
+    """The aware datetime, in UTC, of nanoseconds since 1970; whole microseconds, rounded down."""
+    return _EPOCH + timedelta(microseconds=nanos // 1000)
+
+
+class TimerHandle(Protocol):
+    """A call that has not happened yet."""
+
+    def cancel(self) -> None:
+        """Do not call."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, and calls when it has come."""
+
+    def time_ns(self) -> int:
+        """Nanoseconds since 1970, UTC."""
+        ...
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """Call back on the event loop at `when_ns` or later; at once if that has passed."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock. A jump of the wall clock moves deadlines with it, within a minute."""
+
+    _LONGEST_SLEEP_NS: Final = 60 * 10**9
+
+    def time_ns(self) -> int:
+        """See `Clock`."""
+        return time.time_ns()
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """See `Clock`."""
+        return _WallTimer(self, when_ns, callback)
+
+
+class _WallTimer:
+    """Waits in steps, because the event loop's clock knows nothing of jumps of the wall clock."""
+
+    __slots__ = ("_callback", "_clock", "_handle", "_when_ns")
+
+    def __init__(self, clock: SystemClock, when_ns: int, callback: Callable[[], None]) -> None:
+        self._clock = clock
+        self._when_ns = when_ns
+        self._callback = callback
+        self._handle = self._arm()
+
+    def _arm(self) -> asyncio.TimerHandle:
+        delay = min(self._when_ns - self._clock.time_ns(), SystemClock._LONGEST_SLEEP_NS)
+        return asyncio.get_running_loop().call_later(max(delay, 0) / 1e9, self._wake)
+
+    def _wake(self) -> None:
+        if self._clock.time_ns() < self._when_ns:
+            self._handle = self._arm()
+        else:
+            self._callback()
+
+    def cancel(self) -> None:
+        self._handle.cancel()

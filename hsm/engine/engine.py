@@ -1,0 +1,376 @@
+"""The engine: durable executions on a store, their queues and their timers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from hsm.engine import _queries
+from hsm.engine._commit import Commit
+from hsm.engine._execution import Execution, decode_row
+from hsm.engine._executions import Executions, translated
+from hsm.engine._loader import Loader
+from hsm.engine._queues import Dispatcher
+from hsm.engine._rows import QueuedTask, QueueKey
+from hsm.engine._settings import shard_count
+from hsm.engine._start import start_execution
+from hsm.engine._sweeper import sweep
+from hsm.engine._worker import Worker
+from hsm.engine.clock import from_nanos
+from hsm.engine.ids import IdSource
+from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree
+from hsm.engine.options import EngineOptions
+from hsm.errors import StaleReferenceError
+from hsm.executor import AccessType
+from hsm.machine import Lifecycle, MachineType
+from hsm.ref import ExecutionKey, Ref
+from hsm.registry import Registry
+from hsm.tree import Node
+from persistence import errors as storage
+from persistence.executions import dead_letter_key, shard_partition
+from persistence.proto.execution_pb2 import DeadLetterRow
+from persistence.store import DeleteRequest, EngineStore, GetRequest, SetRequest
+
+__all__ = ["Engine"]
+
+ResultT = TypeVar("ResultT")
+
+_log: Final = logging.getLogger("hsm.engine")
+_NANOS_PER_MICROSECOND: Final = 1000
+
+
+class Engine:
+    """Runs executions on a store: `async with Engine(registry, store) as engine`.
+
+    An execution is a tree of machines under one root. A transition and the tasks that it asks for are
+    committed together or not at all. Every task runs at least once, as it comes due, also after a crash; what
+    it does to the tree is done once. The store is the caller's to open and to close.
+
+    With `run_tasks` False, the engine reads and writes executions and runs no task.
+
+    Semantics: Temporal's history service, with one row for each machine and without history events.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: EngineStore,
+        options: EngineOptions | None = None,
+        *,
+        run_tasks: bool = True,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._options = options or EngineOptions()
+        self._run_tasks = run_tasks
+        self._ids = IdSource(self._options.random)
+        self._background = asyncio.TaskGroup()
+        self._runs: set[asyncio.Task[None]] = set()
+        self._readers: set[asyncio.Task[None]] = set()
+        self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
+        self._drainers: list[asyncio.Future[None]] = []
+        self._partitions: list[str] = []
+        self._recovered = not run_tasks
+        self._executions: Executions
+        self._dispatcher: Dispatcher
+        self._loader: Loader
+        self._worker: Worker
+
+    async def __aenter__(self) -> Self:
+        options, store = self._options, self._store
+        try:
+            shards = await shard_count(store, options.shard_count)
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+        self._partitions = [shard_partition(shard) for shard in range(shards)]
+        self._executions = Executions(store, self._registry, options, self._ids, shards, self._committed)
+        self._dispatcher = Dispatcher(
+            options.clock, self._concurrency, options.queue_buffer, self._spawn, self._refill
+        )
+        self._loader = Loader(
+            store,
+            self._partitions,
+            self._dispatcher,
+            options.timer_window,
+            options.queue_buffer,
+            self._reload_timers,
+        )
+        self._worker = Worker(
+            self, store, self._registry, options, self._executions, self._dispatcher, self._loader
+        )
+        await self._background.__aenter__()
+        if self._run_tasks:
+            self._dispatcher.start()
+            self._read(self._keep_reading())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Start no more tasks, wait for those that run, and leave the rest in the store."""
+        self._dispatcher.stop()
+        for reader in self._readers:
+            reader.cancel()
+        if self._runs:
+            grace = self._options.drain_timeout if kind is None else timedelta()
+            _, late = await asyncio.wait(self._runs, timeout=grace.total_seconds())
+            for run in late:
+                run.cancel()
+        await self._background.__aexit__(kind, error, trace)
+
+    def now(self) -> datetime:
+        """The present time, by the engine's clock."""
+        return from_nanos(self._options.clock.time_ns())
+
+    async def start(
+        self,
+        key: ExecutionKey,
+        data: object,
+        *,
+        machine_type: MachineType | None = None,
+        request_id: str = "",
+        on_start: Callable[[Node], ResultT] | None = None,
+    ) -> Ref:
+        """Start an execution and return a reference to its root.
+
+        A start with the request id of an earlier one returns what that has started, and changes nothing.
+
+        Args:
+            key: namespace and id; the run id is made if it is empty.
+            data: of the root.
+            machine_type: of the root; found by the class of `data` if it is not given.
+            request_id: makes the start idempotent.
+            on_start: first transitions, and children, in the same commit.
+
+        Raises:
+            ExecutionAlreadyStartedError: another request has started an execution with this id.
+            NotRegisteredError: the machine type is not registered, or cannot be told from the data.
+        """
+        type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
+        return await start_execution(
+            self._executions,
+            self._store,
+            self._registry,
+            self._ids,
+            key,
+            type_id,
+            data,
+            self._options.clock.time_ns(),
+            request_id,
+            on_start,
+        )
+
+    def access(
+        self, ref: Ref, access: AccessType, *, keep_task: bool = False
+    ) -> AbstractAsyncContextManager[Node]:
+        """See `Environment.access`."""
+        return self._executions.access(ref, access, claim=self._claim(ref), keep_claim=keep_task)
+
+    async def update(self, ref: Ref, fn: Callable[[Node], ResultT], *, keep_task: bool = False) -> ResultT:
+        """See `Environment.update`."""
+        claim = self._claim(ref)
+        return await self._executions.run(ref, fn, AccessType.WRITE, claim=claim, keep_claim=keep_task)
+
+    async def read(self, ref: Ref, fn: Callable[[Node], ResultT]) -> ResultT:
+        """The result of `fn` on the node, as it is in the store now. `fn` may run again, and changes nothing.
+
+        Raises:
+            StateMachineNotFoundError, ExecutionNotFoundError: there is no such node.
+            UntrackedChangeError: `fn` has changed the tree; that is undone.
+        """
+        return await self._executions.run(ref, fn, AccessType.READ, claim=self._claim(ref))
+
+    async def wait(self, ref: Ref, until: Callable[[Node], bool], *, timeout: timedelta | None = None) -> Ref:
+        """Wait until a predicate holds for the node; the reference to it as it was then.
+
+        Changes by this process wake the waiter at once, those of others within the poll interval.
+
+        Raises:
+            TimeoutError: it did not hold within `timeout`.
+        """
+        key = await self._executions.resolve(ref.execution)
+        ref = Ref(key, ref.path, initial_version=ref.initial_version)
+        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            while True:
+                changed = asyncio.get_running_loop().create_future()
+                self._watchers.setdefault(key, []).append(changed)
+                try:
+                    found = await self.read(ref, lambda node: node.ref(key) if until(node) else None)
+                    if found is not None:
+                        return found
+                    await self._sleep_or(changed)
+                finally:
+                    self._forget_watcher(key, changed)
+
+    def list(
+        self, *, namespace: str | None = None, status: Lifecycle | None = None, state: str | None = None
+    ) -> AsyncIterator[ExecutionInfo]:
+        """The executions that match, in no particular order over all.
+
+        Args:
+            namespace: of the executions.
+            status: whether they are running, completed or failed.
+            state: the name of the root's state.
+        """
+        return _queries.list_executions(self._store, self._partitions, namespace, status, state)
+
+    async def count(
+        self, *, namespace: str | None = None, status: Lifecycle | None = None, state: str | None = None
+    ) -> int:
+        """How many executions `list` would tell of."""
+        count = 0
+        async for _ in self.list(namespace=namespace, status=status, state=state):
+            count += 1
+        return count
+
+    async def describe(self, key: ExecutionKey) -> ExecutionTree:
+        """An execution with all its machines and their pending tasks.
+
+        Raises:
+            ExecutionNotFoundError: there is no such execution.
+        """
+        return await _queries.execution_tree(self._store, self._registry, self._executions, key)
+
+    def dead_letters(self) -> AsyncIterator[DeadLetter]:
+        """The tasks that are not tried again, oldest task first within a shard."""
+        return _queries.dead_letters(self._store, self._registry, self._partitions)
+
+    async def replay(self, dead: DeadLetter) -> None:
+        """Put a dead letter back into its queue, its attempts forgotten, in one transaction.
+
+        Raises:
+            StaleReferenceError: it was replayed already.
+        """
+        key = dead_letter_key(dead.task_id)
+        try:
+            found = await self._store.get(GetRequest(partition=dead.partition, key=key))
+            if found.data is None:
+                raise StaleReferenceError(f"dead letter {dead.task_id} is gone")
+            row = decode_row(DeadLetterRow, key, found.data)
+            task = _queries.revived(row, dead.partition)
+            value = task.raw if task.row is None else task.row.SerializeToString()
+            task.etag = await self._store.multi(
+                [
+                    DeleteRequest(partition=dead.partition, key=key, etag=dead.etag),
+                    SetRequest(partition=dead.partition, key=task.key, value=value),
+                ]
+            )
+        except storage.ETagMismatchError as error:
+            raise StaleReferenceError(f"dead letter {dead.task_id} was replayed already") from error
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+        if self._run_tasks:
+            self._loader.offer(task)
+
+    async def drain(self) -> None:
+        """Return when no task runs and none could run now. Timers that are not due do not count."""
+        while not self._recovered or self._dispatcher.busy or len(self._readers) > self._run_tasks:
+            quiet = asyncio.get_running_loop().create_future()
+            self._drainers.append(quiet)
+            await quiet
+
+    # What the parts call
+
+    def _claim(self, ref: Ref) -> QueuedTask | None:
+        """The running task that a reference comes from: what it writes is written once."""
+        if not ref.task_id:
+            return None
+        task = self._dispatcher.get(ref.task_id)
+        if task is None or task.spent:
+            raise StaleReferenceError(f"task {ref.task_id} has run already")
+        if task.execution != ref.execution:
+            raise ValueError(f"{ref} is a reference of task {ref.task_id}, which belongs to {task.execution}")
+        return task
+
+    def _concurrency(self, key: QueueKey) -> int:
+        namespace, group, destination = key
+        return self._options.concurrency_of(namespace, group, destination or "") or self._options.concurrency
+
+    def _committed(self, execution: Execution, commit: Commit) -> None:
+        watchers = self._watchers.pop(execution.key, None)
+        for watcher in watchers or ():
+            if not watcher.done():
+                watcher.set_result(None)
+        if not self._run_tasks:
+            return
+        for task_id in commit.withdrawn:
+            task = self._dispatcher.get(task_id)
+            self._dispatcher.discard(task_id)
+            if task is not None and task_id not in self._dispatcher:
+                self._loader.gone(task)
+        for task in commit.queued:
+            self._loader.offer(task)
+        if commit.tombstones:
+            self._read(sweep(self._store, execution.partition))
+
+    def _spawn(self, task: QueuedTask) -> None:
+        run = self._background.create_task(self._worker.run(task))
+        self._runs.add(run)
+        run.add_done_callback(self._run_ended)
+
+    def _run_ended(self, run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        self._wake_drainers()
+
+    def _read(self, reading: Coroutine[None, None, None]) -> None:
+        reader = self._background.create_task(reading)
+        self._readers.add(reader)
+        reader.add_done_callback(self._reader_ended)
+
+    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
+        self._readers.discard(reader)
+        self._wake_drainers()
+
+    def _wake_drainers(self) -> None:
+        for drainer in self._drainers:
+            if not drainer.done():
+                drainer.set_result(None)
+        self._drainers.clear()
+
+    def _refill(self, queue: QueueKey) -> None:
+        self._read(self._loader.refill(queue))
+
+    def _reload_timers(self, partition: str) -> None:
+        self._read(self._loader.load_timers(partition))
+
+    async def _keep_reading(self) -> None:
+        """Take up what an earlier run has left, then look for what other processes write."""
+        await self._loader.load_all()
+        for partition in self._partitions:
+            await sweep(self._store, partition)
+        self._recovered = True
+        self._wake_drainers()
+        interval = _nanos(self._options.poll_interval)
+        while True:
+            await self._sleep_or(None)
+            try:
+                await self._loader.poll(self._options.clock.time_ns() + 2 * interval)
+            except storage.StoreUnavailableError as error:
+                _log.warning("the store did not answer a poll, which is repeated: %s", error)
+
+    async def _sleep_or(self, event: asyncio.Future[None] | None) -> None:
+        """Sleep for a poll interval, or until the event."""
+        waker = event or asyncio.get_running_loop().create_future()
+        when = self._options.clock.time_ns() + _nanos(self._options.poll_interval)
+        alarm = self._options.clock.call_at(when, lambda: None if waker.done() else waker.set_result(None))
+        try:
+            await waker
+        finally:
+            alarm.cancel()
+
+    def _forget_watcher(self, key: ExecutionKey, watcher: asyncio.Future[None]) -> None:
+        watchers = self._watchers.get(key)
+        if watchers is not None and watcher in watchers:
+            watchers.remove(watcher)
+            if not watchers:
+                del self._watchers[key]
+
+
+def _nanos(duration: timedelta) -> int:
+    """A duration in nanoseconds."""
+    return duration // timedelta(microseconds=1) * _NANOS_PER_MICROSECOND

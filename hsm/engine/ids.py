@@ -1,0 +1,34 @@
+"""Ids: sortable by time, unique by chance."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+__all__ = ["IdSource"]
+
+_NANOS_PER_MILLISECOND: Final = 1_000_000
+_RANDOM_BITS: Final = 80
+
+
+class IdSource:
+    """Makes ids of 32 hexadecimal digits: 12 of the time in milliseconds, then 80 random bits.
+
+    Ids of one source always grow, so that tasks in one queue come out in the order they went in.
+    """
+
+    __slots__ = ("_last", "_random")
+
+    def __init__(self, chance: random.Random) -> None:
+        self._random = chance
+        self._last = 0
+
+    def new(self, now_nanos: int) -> str:
+        """The next id."""
+        millisecond = now_nanos // _NANOS_PER_MILLISECOND
+        if millisecond > self._last >> _RANDOM_BITS:
+            # The top bit stays free: an id is never the last of its millisecond.
+            self._last = millisecond << _RANDOM_BITS | self._random.getrandbits(_RANDOM_BITS - 1)
+        else:
+            self._last += 1 + self._random.getrandbits(32)
+        return f"{self._last:032x}"

@@ -1,0 +1,113 @@
+"""What the engine tells about executions, tasks and dead letters."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import attrs
+
+from hsm.machine import Key, Lifecycle, MachineType
+from hsm.ref import ExecutionKey
+from hsm.task import TaskKind
+
+__all__ = ["DeadLetter", "ExecutionInfo", "ExecutionTree", "NodeInfo", "PendingTask"]
+
+
+@attrs.frozen
+class ExecutionInfo:
+    """One line of a listing.
+
+    Attributes:
+        key: with the run id.
+        status: whether the execution is still running.
+        state: name of the root's state.
+        start_time: when it was started.
+        close_time: when its root had no more to do; None while it runs.
+    """
+
+    key: ExecutionKey
+    status: Lifecycle
+    state: str
+    start_time: datetime
+    close_time: datetime | None
+
+
+@attrs.frozen
+class PendingTask:
+    """A task that has not run yet.
+
+    Attributes:
+        id: task id.
+        name: of the task type, or its id as text if it is not registered.
+        kind: when and where it runs.
+        failures: attempts that have failed.
+        not_before: the next try after a failure.
+        last_error: what the last attempt met; "" before the first.
+    """
+
+    id: str
+    name: str
+    kind: TaskKind
+    failures: int = 0
+    not_before: datetime | None = None
+    last_error: str = ""
+
+
+@attrs.frozen
+class NodeInfo:
+    """One machine of a tree.
+
+    Attributes:
+        path: keys from the root.
+        machine_type: id and name.
+        state: name of its state; "" if it has none.
+        transition_count: transitions it has made.
+        data: its data as text.
+        tasks: what it waits for.
+    """
+
+    path: tuple[Key, ...]
+    machine_type: MachineType
+    state: str
+    transition_count: int
+    data: str
+    tasks: tuple[PendingTask, ...]
+
+
+@attrs.frozen
+class ExecutionTree:
+    """An execution with all its machines, parents first."""
+
+    info: ExecutionInfo
+    nodes: tuple[NodeInfo, ...]
+
+
+@attrs.frozen
+class DeadLetter:
+    """A task that will not be tried again unless it is replayed.
+
+    Attributes:
+        task_id: of the task.
+        execution: it belongs to; None if the row could not be decoded.
+        path: of the machine.
+        task_type: name of the task type, or its id as text.
+        kind: when and where it was to run; None if the row could not be decoded.
+        attempts: made in all.
+        error_type: class of the last error.
+        error: its text.
+        time: of the last attempt.
+        partition: where the row is.
+        etag: of the row; a replay checks it.
+    """
+
+    task_id: str
+    execution: ExecutionKey | None
+    path: tuple[Key, ...]
+    task_type: str
+    kind: TaskKind | None
+    attempts: int
+    error_type: str
+    error: str
+    time: datetime
+    partition: str = attrs.field(repr=False)
+    etag: str = attrs.field(repr=False)
