@@ -1,0 +1,137 @@
+"""Client code that both checkers accept as it stands: the public names, used as they are meant."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from datetime import datetime
+from typing import ClassVar, assert_type
+
+import attrs
+
+import hsm
+from persistence.proto.hsm_pb2 import StateMachineKey
+
+
+class OrderState(enum.Enum):
+    NEW = "new"
+    PAID = "paid"
+
+
+@attrs.frozen
+class Money:
+    amount: int
+
+
+@attrs.frozen
+class Remind:
+    type: ClassVar[hsm.TaskType] = hsm.TaskType(1, "remind")
+    deadline: datetime
+
+    @property
+    def kind(self) -> hsm.TaskKind:
+        return hsm.TimerKind(self.deadline)
+
+    def validate(self, ref: hsm.Ref, node: hsm.Node) -> None:
+        if node.data(Order).state is not OrderState.NEW:
+            raise hsm.StaleReferenceError(f"{ref} is paid")
+
+
+@attrs.define
+class Order:
+    state: OrderState = OrderState.NEW
+    amount: int = 0
+
+    def regenerate_tasks(self, node: hsm.Node) -> Iterable[hsm.Task]:
+        assert_type(node.transition_count, int)
+        return ()
+
+
+class Counted:
+    """A definition written by hand."""
+
+    type = hsm.MachineType(2, "counted")
+
+    def serialize(self, data: int, /) -> bytes:
+        return str(data).encode()
+
+    def deserialize(self, data: bytes, /) -> int:
+        return int(data)
+
+    def compare(self, a: int, b: int, /) -> int:
+        return a - b
+
+
+order = hsm.transitions(Order)
+
+
+@order.move([OrderState.NEW], OrderState.PAID)
+def pay(order: Order, event: Money) -> hsm.TransitionOutput:
+    order.amount = event.amount
+    return hsm.TransitionOutput((Remind(datetime.now().astimezone()),))
+
+
+@order.move(OrderState, OrderState.NEW)
+def reopen(order: Order, event: None) -> None:
+    order.amount = 0
+
+
+assert_type(pay, hsm.Transition[OrderState, Order, Money])
+assert_type(pay.apply(Order(), Money(1)), hsm.TransitionOutput)
+assert_type(pay.sources, frozenset[OrderState])
+assert_type(pay.possible(Order()), bool)
+
+
+async def charge(env: hsm.Environment, ref: hsm.Ref, task: Remind) -> None:
+    def update(node: hsm.Node) -> int:
+        node.apply(pay, Money(1))
+        return node.data(Order).amount
+
+    assert_type(await env.update(ref, update), int)
+    async with env.access(ref, hsm.AccessType.WRITE) as node:
+        assert_type(node, hsm.Node)
+
+
+async def run_anything(env: hsm.Environment, ref: hsm.Ref, task: hsm.Task) -> None:
+    print(env.now(), ref, task.kind)
+
+
+def fire(env: hsm.Environment, node: hsm.Node, task: Remind) -> None:
+    node.apply(reopen, None)
+
+
+registry = hsm.Registry()
+registry.register_machine(hsm.attrs_definition(hsm.MachineType(1, "order"), Order))
+registry.register_machine(Counted())
+registry.register_machine(hsm.proto_definition(hsm.MachineType(3, "key"), StateMachineKey))
+registry.register_task(Remind, group="reminders", singleton=hsm.Singleton.REPLACE)
+registry.register_executor(Remind, charge)
+registry.register_executor(Remind, run_anything)
+registry.register_timer_executor(Remind, fire)
+
+root = hsm.Node.new_root(registry, 1, Order())
+assert_type(root.data(Order), Order)
+assert_type(root.data(Order).state, OrderState)
+root.apply(pay, Money(3))
+root.transition(Order, lambda order: pay.apply(order, Money(3)))
+hsm.machine_transition(root, Order, lambda order: pay.apply(order, Money(3)))
+assert_type(hsm.machine_data(root, Order), Order)
+
+orders = hsm.Collection(root, 1, Order)
+assert_type(orders.add("a", Order()), hsm.Node)
+assert_type(orders.data("a"), Order)
+orders.apply("a", pay, Money(3))
+orders.transition("a", lambda order: pay.apply(order, Money(3)))
+assert_type(list(orders), list[str])
+
+for operation in root.op_log():
+    if isinstance(operation, hsm.TransitionOperation):
+        assert_type(operation.output.tasks, tuple[hsm.Task, ...])
+    else:
+        assert_type(operation, hsm.DeleteOperation)
+with root.savepoint():
+    root.child([hsm.Key(1, "a")]).delete_child(hsm.Key(1, "b"))
+
+machine: hsm.StateMachine[OrderState] = Order()
+task: hsm.ValidatedTask = Remind(datetime.now().astimezone())
+assert_type(hsm.disposition(ValueError()), hsm.Disposition)
