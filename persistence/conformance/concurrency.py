@@ -1,0 +1,176 @@
+"""Many callers at once, some of whom go away."""
+
+from __future__ import annotations
+
+import asyncio
+
+from persistence.conformance.case import Cases, Refused, World, expect_equal
+from persistence.errors import ETagMismatchError
+from persistence.store import ABSENT, CheckRequest, Feature, GetRequest, SetRequest
+
+__all__ = ["cases"]
+
+cases = Cases()
+
+_CALLERS = 20
+_ROUNDS = 5
+
+
+@cases.case(Feature.ETAG)
+async def one_of_racing_first_writes_wins(world: World) -> None:
+    """Exactly one, and its value stays."""
+    for turn in range(_ROUNDS):
+        key = f"key/{turn}"
+        attempts = [world.set(key, str(number).encode(), first=True) for number in range(_CALLERS)]
+        expect_equal(await world.winners(attempts), 1, "winners")
+
+
+@cases.case(Feature.ETAG)
+async def racing_increments_lose_none(world: World) -> None:
+    """Read, add one, write under the etag, again on mismatch: the counter ends where it should."""
+    await world.set("counter", b"0")
+
+    async def increment() -> None:
+        for _ in range(_ROUNDS):
+            while True:
+                response = await world.get("counter")
+                value = str(int(response.data or b"0") + 1).encode()
+                try:
+                    await world.set("counter", value, etag=response.etag)
+                except ETagMismatchError:
+                    continue
+                break
+
+    await asyncio.gather(*(increment() for _ in range(8)))
+    expect_equal(await world.value("counter"), str(8 * _ROUNDS).encode(), "counter")
+
+
+@cases.case(Feature.ETAG, Feature.TRANSACTIONAL)
+async def two_stores_race_without_losing_increments(world: World) -> None:
+    """The same through two stores of one database."""
+    await world.set("counter", b"0")
+    async with world.open_store() as other:
+
+        async def increment(through: World) -> None:
+            for _ in range(_ROUNDS):
+                while True:
+                    response = await through.get("counter")
+                    value = str(int(response.data or b"0") + 1).encode()
+                    try:
+                        await through.set("counter", value, etag=response.etag)
+                    except ETagMismatchError:
+                        continue
+                    break
+
+        second = World(other, world.open_store, world.wait)
+        second.partition = world.partition
+        await asyncio.gather(*(increment(through) for through in (world, second) for _ in range(4)))
+    expect_equal(await world.value("counter"), str(8 * _ROUNDS).encode(), "counter")
+
+
+@cases.case(Feature.ETAG, Feature.TRANSACTIONAL)
+async def crossing_checks_of_absence_let_one_win(world: World) -> None:
+    """No write skew: of "A absent, write B" and "B absent, write A" at most one may win."""
+    for turn in range(_CALLERS):
+        a, b = f"{turn}/a", f"{turn}/b"
+        attempts = [
+            world.transactional.multi(
+                [CheckRequest(world.partition, absent, ABSENT), world.set_request(written)]
+            )
+            for absent, written in ((a, b), (b, a))
+        ]
+        expect_equal(await world.winners(attempts), 1, "winners")
+
+
+@cases.case(Feature.ETAG, Feature.TRANSACTIONAL)
+async def concurrent_multis_succeed_and_fail_each_alone(world: World) -> None:
+    """A refused multi does not take along those that were committed with it."""
+    stale = await world.other_etag()
+    await world.set("held", b"old")
+
+    async def attempt(number: int) -> bool:
+        operations = [world.set_request(f"key/{number}", str(number).encode())]
+        if number % 3 == 0:
+            operations.append(world.set_request("held", b"new", etag=stale))
+        try:
+            await world.transactional.multi(operations)
+        except ETagMismatchError:
+            return False
+        return True
+
+    outcomes = await asyncio.gather(*(attempt(number) for number in range(3 * _CALLERS)))
+    expect_equal(outcomes, [number % 3 != 0 for number in range(3 * _CALLERS)], "outcomes")
+    await world.expect_values(
+        {f"key/{number}": str(number).encode() if won else None for number, won in enumerate(outcomes)}
+    )
+    expect_equal(await world.value("held"), b"old", "value of the held key")
+
+
+@cases.case(Feature.TRANSACTIONAL)
+async def partitions_do_not_disturb_each_other(world: World) -> None:
+    """Concurrent multis of many partitions are all carried out."""
+    partitions = [f"{world.partition}/{number}" for number in range(_CALLERS)]
+    await asyncio.gather(
+        *(
+            world.transactional.multi(
+                [SetRequest(partition=name, key=key, value=name.encode()) for key in ("a", "b")]
+            )
+            for name in partitions
+        )
+    )
+    for name in partitions:
+        for key in ("a", "b"):
+            response = await world.store.get(GetRequest(partition=name, key=key))
+            expect_equal(response.data, name.encode(), "value")
+
+
+@cases.case(Feature.TRANSACTIONAL)
+async def a_cancelled_caller_leaves_all_or_nothing(world: World) -> None:
+    """Its multi may or may not be carried out, but not by half; the store goes on, and others notice nothing."""
+    tasks: list[asyncio.Task[str]] = []
+    for number in range(_CALLERS):
+        operations = [world.set_request(f"{number}/{part}") for part in ("a", "b")]
+        tasks.append(asyncio.create_task(_multi(world, operations)))
+    for turn, task in enumerate(tasks[::2]):
+        if turn % 3 == 0:
+            await asyncio.sleep(0)
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    await world.set("after", b"written")  # comes after what the cancelled callers have left behind
+    for number, outcome in enumerate(outcomes):
+        halves = {await world.value(f"{number}/{part}") for part in ("a", "b")}
+        expect_equal(len(halves), 1, f"different fates of the halves of multi {number}")
+        if isinstance(outcome, str):
+            expect_equal(halves, {b""}, f"values of multi {number}")
+    expect_equal(await world.value("after"), b"written", "value")
+
+
+async def _multi(world: World, operations: list[SetRequest]) -> str:
+    return await world.transactional.multi(operations)
+
+
+@cases.case()
+async def closing_carries_out_what_was_accepted(world: World) -> None:
+    """Writes that were under way when the store is closed are committed or refused, and never hang."""
+    store = world.open_store()
+    async with store:
+        requests = [world.set_request(f"key/{number}", b"value") for number in range(_CALLERS)]
+        writes = [asyncio.create_task(store.set(request)) for request in requests]
+        await asyncio.sleep(0)
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if outcome is None:
+            expect_equal(await world.value(request.key), b"value", f"value of {request.key}")
+
+
+@cases.case(Feature.ETAG)
+async def a_loser_can_try_again(world: World) -> None:
+    """A refusal leaves the store as usable as before."""
+    await world.set("key", b"1")
+    with Refused(ETagMismatchError):
+        await world.set("key", b"2", first=True)
+    await world.set("key", b"3", etag=await world.etag("key"))
+    expect_equal(await world.value("key"), b"3", "value")

@@ -1,0 +1,93 @@
+"""Watching: whoever watches learns of every change, at least once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from persistence.conformance.case import Cases, ConformanceError, World
+from persistence.connect import require
+from persistence.store import Change, ChangeKind, Feature, WatchableStore
+
+__all__ = ["cases"]
+
+cases = Cases(Feature.WATCH)
+
+_PATIENCE_SECONDS: Final = 10.0
+
+
+def _watch(world: World, prefix: str = "") -> AsyncIterator[Change]:
+    return require(world.store, WatchableStore).watch(world.partition, prefix)
+
+
+async def _expect_told(changes: AsyncIterator[Change], *keys: str) -> None:
+    """Read until all keys were told, or a RESYNC, which stands for any of them."""
+    missing = set(keys)
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while missing:
+                change = await anext(changes)
+                if change.kind is ChangeKind.RESYNC:
+                    return
+                missing.discard(change.key)
+    except TimeoutError:
+        raise ConformanceError(f"the watch did not tell of {missing}") from None
+
+
+@cases.case()
+async def a_watch_tells_of_every_kind_of_change(world: World) -> None:
+    """A new key, a new value, a deletion."""
+    changes = _watch(world)
+    await world.set("key", b"1")
+    await _expect_told(changes, "key")
+    await world.set("key", b"2")
+    await _expect_told(changes, "key")
+    await world.delete("key")
+    await _expect_told(changes, "key")
+
+
+@cases.case()
+async def a_watch_tells_of_changes_before_it_is_read(world: World) -> None:
+    """It begins when it is asked for, not when it is first read."""
+    changes = _watch(world, "task/")
+    for number in range(5):
+        await world.set(f"task/{number}")
+    await _expect_told(changes, *(f"task/{number}" for number in range(5)))
+
+
+@cases.case()
+async def a_watch_wakes_its_reader(world: World) -> None:
+    """A reader that waits is told when something happens."""
+    changes = _watch(world, "task/")
+    reader = asyncio.create_task(_expect_told(changes, "task/1"))
+    await asyncio.sleep(0)
+    await world.set("node/1")
+    await world.set("task/1")
+    await reader
+
+
+@cases.case(Feature.TRANSACTIONAL)
+async def a_watch_tells_of_multis(world: World) -> None:
+    """Of every key that one writes."""
+    changes = _watch(world)
+    await world.transactional.multi([world.set_request("a"), world.set_request("b")])
+    await _expect_told(changes, "a", "b")
+
+
+@cases.case()
+async def a_watch_is_told_what_another_store_writes(world: World) -> None:
+    """The database tells, not the store that writes."""
+    changes = _watch(world)
+    async with world.open_store() as other:
+        await other.set(world.set_request("key"))
+        await _expect_told(changes, "key")
+
+
+@cases.case()
+async def two_watches_are_both_told(world: World) -> None:
+    """Each for itself."""
+    first, second = _watch(world), _watch(world, "k")
+    await world.set("key")
+    await _expect_told(first, "key")
+    await _expect_told(second, "key")
