@@ -126,7 +126,7 @@ async def partitions_do_not_disturb_each_other(world: World) -> None:
 
 @cases.case(Feature.TRANSACTIONAL)
 async def a_cancelled_caller_leaves_all_or_nothing(world: World) -> None:
-    """Its multi may or may not be carried out, but not by half; the store goes on, and others notice nothing."""
+    """Its multi may or may not be carried out, but not by half; others notice nothing."""
     tasks: list[asyncio.Task[str]] = []
     for number in range(_CALLERS):
         operations = [world.set_request(f"{number}/{part}") for part in ("a", "b")]

@@ -176,7 +176,7 @@ async def two_partitions_in_one_multi_are_refused(world: World) -> None:
 @cases.case()
 async def a_bad_operation_leaves_nothing_written(world: World) -> None:
     """A bad key or time to live is found before anything happens."""
-    bad = [
+    bad: list[Operation] = [
         world.set_request(""),
         world.delete_request("a\0b"),
         world.set_request("key", metadata={"ttlInSeconds": "foo"}),
