@@ -67,8 +67,6 @@ def hydrate(node: Node, key: Key) -> Node:
     if node._children is None:
         node._children = {}
     node._children[key] = child
-    # What is hydrated by key comes in the order of the asking; a listing puts it in its place.
-    node._listed = False
     return child
 
 

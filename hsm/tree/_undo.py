@@ -50,7 +50,7 @@ def undo_delete(
         if parent._children is None:
             parent._children = {}
         parent._children[key] = child
-        parent._listed = False
+    parent._listed = False
     for node, status, dirty in below:
         node._status = status
         state.restore_dirty(node, dirty)

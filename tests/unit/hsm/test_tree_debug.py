@@ -81,6 +81,16 @@ def test_failed_transition_discards_an_untracked_change_with_its_own() -> None:
     assert root.data(Order).notes == ["kept"]
 
 
+def test_untracked_change_of_a_deleted_machine_concerns_nobody() -> None:
+    root = debugged_order("a")
+    child = root.child([A])
+    child.transition(Payment, amount(1))
+    child.data(Payment).amount = 2
+
+    root.delete_child(A)
+    root.clear_transaction_state()
+
+
 def test_without_debug_mode_the_change_goes_unnoticed() -> None:
     root = new_order()
     root.data(Order).notes.append("untracked")

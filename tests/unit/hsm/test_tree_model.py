@@ -90,11 +90,21 @@ class Save:
     edits: Sequence[Edit] = ()
 
 
-Edit: TypeAlias = "Add | Delete | Move | Save"
+@attrs.frozen
+class Look:
+    """No edit, but it makes objects of what was only bytes, one or all."""
+
+    node: int
+    everything: bool
+
+
+Edit: TypeAlias = "Add | Delete | Move | Save | Look"
 
 picks = st.integers(0, 11)
 keys = st.builds(Key, st.sampled_from([PAYMENT, PARCEL]), st.sampled_from(["", "a", "b", "ü"]))
 additions = st.builds(Add, picks, keys, st.integers(0, 99))
+deletions = st.builds(Delete, picks, picks)
+looks = st.builds(Look, picks, st.booleans())
 failures = st.sampled_from(["", "", "", "error", "interrupt"])
 move_failures = st.sampled_from(["", "", "", "error", "interrupt", "bytes"])
 
@@ -107,9 +117,7 @@ def with_edits(edits: st.SearchStrategy[Edit]) -> st.SearchStrategy[Edit]:
 
 
 any_edit: st.SearchStrategy[Edit] = st.recursive(
-    additions
-    | st.builds(Delete, picks, picks)
-    | st.builds(Move, picks, st.integers(0, 99), move_failures, st.booleans()),
+    additions | deletions | looks | st.builds(Move, picks, st.integers(0, 99), move_failures, st.booleans()),
     with_edits,
     max_leaves=8,
 )
@@ -188,6 +196,8 @@ class TreeMachine(RuleBasedStateMachine):
                 self.add(edit)
             case Delete():
                 self.delete(edit)
+            case Look():
+                self.look(edit)
             case Move() | Save():
                 before = copy.deepcopy(self.model)
                 try:
@@ -283,6 +293,14 @@ class TreeMachine(RuleBasedStateMachine):
                 self.run(inner)
             self.fail(edit.failure)
 
+    def look(self, edit: Look) -> None:
+        if edit.everything:
+            self.agree(self.tree, self.registry)
+        machine = self.pick(edit.node)
+        node = self.tree.child(machine.path)
+        assert self.handles.setdefault(machine.uid, node) is node
+        assert value(node) == machine.number
+
     @staticmethod
     def fail(failure: str) -> None:
         if failure == "error":
@@ -313,6 +331,11 @@ class TreeMachine(RuleBasedStateMachine):
     def edit_in_a_savepoint(self, edits: list[Edit], failure: str) -> None:
         self.edit(Save(failure, caught=False, edits=edits))
 
+    @rule(edits=st.lists(additions | deletions | looks, min_size=2, max_size=5), failure=failures)
+    def edit_what_was_not_looked_at(self, edits: list[Edit], failure: str) -> None:
+        self.go_through_protobuf(self.registry)
+        self.edit(Save(failure, caught=False, edits=edits))
+
     @rule(key=keys, parent=picks, failure=failures)
     def use_a_key_again(self, key: Key, parent: int, failure: str) -> None:
         machine = self.pick(parent)
@@ -332,17 +355,11 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(registry=st.sampled_from([ALL_KNOWN, NO_PARCELS]))
     def go_through_protobuf(self, registry: Registry) -> None:
+        self.agree(self.tree, self.registry)
         self.registry = registry
         self.tree = Node.from_proto(registry, PAYMENT, persisted(self.tree), version=self.version)
         self.forget_transaction()
         self.handles = {0: self.tree}
-
-    @rule(number=picks)
-    def look_up(self, number: int) -> None:
-        machine = self.pick(number)
-        node = self.tree.child(machine.path)
-        assert self.handles.setdefault(machine.uid, node) is node
-        assert value(node) == machine.number
 
     @rule(number=picks)
     @precondition(lambda self: len(self.handles) > 1)
@@ -399,10 +416,6 @@ class TreeMachine(RuleBasedStateMachine):
     def bytes_agree(self) -> None:
         # Before the tree itself is walked, which decodes it and puts siblings in order.
         self.agree(Node.from_proto(ALL_KNOWN, PAYMENT, persisted(self.tree)), ALL_KNOWN)
-
-    @rule()
-    def walk(self) -> None:
-        self.agree(self.tree, self.registry)
 
     def teardown(self) -> None:
         self.agree(self.tree, self.registry)

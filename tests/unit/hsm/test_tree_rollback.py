@@ -212,6 +212,31 @@ def test_dirty_is_what_it_was_before_the_failure() -> None:
     assert (root.dirty, a.dirty, b.dirty) == (True, True, False)
 
 
+def test_dirty_child_that_a_failed_transition_deleted_is_dirty_again() -> None:
+    root = order_with("a")
+    child = root.child([A])
+    below = child.add_child(C, Payment())
+
+    with nothing_changes(root, RefusedError):
+        root.transition(Order, failing(lambda: root.delete_child(A)))
+
+    assert (child.dirty, below.dirty) == (True, True)
+
+
+def test_child_that_was_deleted_before_it_was_ever_looked_at_is_listed_again() -> None:
+    root = reloaded(order_with("a", "b"))
+    listed: list[list[Key | None]] = []
+
+    with pytest.raises(RefusedError):
+        root.transition(
+            Order,
+            failing(lambda: root.delete_child(A), lambda: listed.append([node.key for node in root.walk()])),
+        )
+
+    assert listed == [[None, B]]
+    assert [node.key for node in root.walk()] == [None, A, B]
+
+
 def test_data_that_cannot_be_serialized_undoes_the_transition() -> None:
     root = order_with("a")
 
