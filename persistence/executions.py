@@ -5,8 +5,7 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | key | row |
 |---|---|
 | `c/<namespace>/<id>` | current run of an id |
-| `v/<namespace>/<id>/<run>` | version of an execution |
-| `m/<namespace>/<id>/<run>` | metadata, for listings |
+| `e/<namespace>/<id>/<run>` | an execution: its version, and what listings show |
 | `n/<namespace>/<id>/<run>/<type:id>/...` | one machine; the root's key ends after the run |
 | `t/<due>/<task>` | timer, `due` in nanoseconds with 20 digits |
 | `o/<namespace>/<group>/<destination>/<task>` | outbound task |
@@ -27,9 +26,10 @@ __all__ = [
     "current_run_key",
     "dead_letter_key",
     "escape",
+    "execution_key",
     "group_prefix",
-    "metadata_key",
     "node_prefix",
+    "parse_execution_key",
     "prefix_end",
     "segment",
     "shard_of",
@@ -37,7 +37,6 @@ __all__ = [
     "timer_key",
     "tombstone_key",
     "unescape",
-    "version_key",
 ]
 
 SETTINGS_PARTITION: Final = "exec"
@@ -74,14 +73,15 @@ def current_run_key(namespace: str, id_: str) -> str:
     return f"c/{escape(namespace)}/{escape(id_)}"
 
 
-def version_key(namespace: str, id_: str, run_id: str) -> str:
-    """Key of the version row."""
-    return f"v/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+def execution_key(namespace: str, id_: str, run_id: str) -> str:
+    """Key of the row of an execution."""
+    return f"e/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
 
 
-def metadata_key(namespace: str, id_: str, run_id: str) -> str:
-    """Key of the metadata row."""
-    return f"m/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+def parse_execution_key(key: str) -> tuple[str, str, str]:
+    """Namespace, id and run id, as given to `execution_key`."""
+    _, namespace, id_, run_id = key.split("/")
+    return unescape(namespace), unescape(id_), unescape(run_id)
 
 
 def node_prefix(namespace: str, id_: str, run_id: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from hsm.engine._execution import Execution
-from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row, task_row_key, write_kind
+from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
 from hsm.engine._table import row_segments
 from hsm.engine.ids import IdSource
 from hsm.errors import HSMError, NotRegisteredError, SerializationError, StaleReferenceError
@@ -16,17 +16,16 @@ from hsm.registry import Registry
 from hsm.task import Singleton, Task
 from hsm.tree import Node
 from hsm.tree._operation import Deleted, compact
-from persistence.executions import AFTER_SLASH, metadata_key, tombstone_key
+from persistence.executions import AFTER_SLASH, tombstone_key
 from persistence.proto.execution_pb2 import (
-    ExecutionMetadata,
+    ExecutionRow,
     ExecutionStatus,
-    ExecutionVersion,
     TombstoneRow,
 )
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
-from persistence.store import CheckRequest, DeleteRequest, EngineStore, Operation, SetRequest
+from persistence.store import CheckRequest, DeleteRequest, EngineStore, Item, Operation, SetRequest
 
-__all__ = ["Commit", "check_task", "plan"]
+__all__ = ["Commit", "Removed", "check_task", "find_removed", "plan"]
 
 _STATUS = {
     Lifecycle.RUNNING: ExecutionStatus.EXECUTION_STATUS_RUNNING,
@@ -50,13 +49,26 @@ def check_task(task: Task, ref: Ref, node: Node) -> None:
         )
 
 
+class Removed(NamedTuple):
+    """The rows of a deleted subtree.
+
+    Attributes:
+        segments: where it was, as part of the rows' keys.
+        before_ordinal: its rows have a lower ordinal.
+        keys: of its rows; None if they are too many for one commit.
+    """
+
+    segments: str
+    before_ordinal: int
+    keys: Sequence[str] | None
+
+
 class Commit:
     """What one commit writes, and what it changes in memory once it is written.
 
     Attributes:
         operations: for the store, the check of the execution's version first.
         queued: tasks that become runnable with it; their etag is that of the commit.
-        metadata: the metadata row that it writes, if it does.
         withdrawn: ids of tasks whose rows it deletes because they have become pointless.
         tombstones: whether rows are left to be swept.
     """
@@ -64,8 +76,8 @@ class Commit:
     __slots__ = (
         "_execution",
         "_previous",
+        "_row",
         "decoded",
-        "metadata",
         "operations",
         "queued",
         "tombstones",
@@ -75,12 +87,16 @@ class Commit:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._previous: list[tuple[Node, tuple[StateMachineTask, ...]]] = []
+        self._row = execution.row
         self.operations: list[Operation] = []
         self.queued: list[QueuedTask] = []
         self.decoded: dict[str, Task] = {}
-        self.metadata: ExecutionMetadata | None = None
         self.withdrawn: list[str] = []
         self.tombstones = False
+
+    def set_row(self, row: ExecutionRow) -> None:
+        """The execution's row, once this is done."""
+        self._row = row
 
     def set_tasks(self, node: Node, tasks: list[StateMachineTask]) -> None:
         """Give a node its new pending tasks, until `revert`."""
@@ -95,27 +111,28 @@ class Commit:
     def done(self, etag: str) -> None:
         """Note that the commit took place."""
         execution = self._execution
-        state = execution.root._state
-        version = state.version
-        if execution.history and execution.history[-1].failover_version == version.failover_version:
-            execution.history = (*execution.history[:-1], version)
-        else:
-            execution.history = (*execution.history, version)
+        version = execution.root._state.version
+        history = execution.history
+        if history and history[-1].failover_version == version.failover_version:
+            history = history[:-1]
+        execution.history = (*history, version)
         execution.etag = etag
-        if self.metadata is not None:
-            execution.metadata = self.metadata
+        execution.row = self._row
+        decoded = execution.decoded
         for node, tasks in self._previous:
-            kept = {task.id for task in node._tasks}
-            for task in tasks:
-                if task.id not in kept:
-                    execution.decoded.pop(task.id, None)
-        execution.decoded.update(self.decoded)
+            if tasks:
+                kept = {task.id for task in node._tasks}
+                for task in tasks:
+                    if task.id not in kept:
+                        decoded.pop(task.id, None)
+        if self.decoded:
+            decoded.update(self.decoded)
         for queued in self.queued:
             queued.etag = etag
 
 
 class _Planner:
-    __slots__ = ("commit", "execution", "ids", "now_nanos", "partition", "registry")
+    __slots__ = ("commit", "execution", "ids", "now_nanos", "operations", "partition", "registry")
 
     def __init__(self, registry: Registry, ids: IdSource, execution: Execution, now_nanos: int) -> None:
         self.registry = registry
@@ -124,55 +141,59 @@ class _Planner:
         self.partition = execution.partition
         self.now_nanos = now_nanos
         self.commit = Commit(execution)
+        self.operations = self.commit.operations
 
     def write(self, key: str, value: bytes) -> None:
-        self.commit.operations.append(SetRequest(partition=self.partition, key=key, value=value))
+        self.operations.append(SetRequest(partition=self.partition, key=key, value=value))
 
     def delete(self, key: str) -> None:
-        self.commit.operations.append(DeleteRequest(partition=self.partition, key=key))
+        self.operations.append(DeleteRequest(partition=self.partition, key=key))
 
     def ref_to(self, node: Node, count: int) -> Ref:
         return Ref(
             self.execution.key,
             node.path,
             count,
-            node.initial_version,
-            node.last_update_version,
-            node.version,
+            node._initial_version,
+            node._last_version,
+            node._state.version,
         )
 
-    def version_row(self) -> None:
+    def execution_row(self, *, root_changed: bool) -> None:
+        """The row that everybody checks; it comes first, so that a lost race is told as one."""
         execution = self.execution
         state = execution.root._state
-        row = ExecutionVersion(next_ordinal=state.next_ordinal, root_type=execution.root._definition.type.id)
-        history = execution.history
-        if history and history[-1].failover_version == state.version.failover_version:
-            history = history[:-1]
-        for version in (*history, state.version):
-            row.history.add(
-                failover_version=version.failover_version, max_transition_count=version.transition_count
-            )
-        self.commit.operations.append(
+        row = ExecutionRow()
+        row.CopyFrom(execution.row)
+        failover_version, transition_count = state.version
+        if row.history and row.history[-1].failover_version == failover_version:
+            row.history[-1].max_transition_count = transition_count
+        else:
+            row.history.add(failover_version=failover_version, max_transition_count=transition_count)
+        row.next_ordinal = state.next_ordinal
+        if root_changed:
+            data = execution.root.data(object)
+            lifecycle = lifecycle_of(data)
+            row.state = state_name(data)
+            row.status = _STATUS[lifecycle]
+            if lifecycle is Lifecycle.RUNNING:
+                row.close_nanos = 0
+            elif not row.close_nanos:
+                row.close_nanos = self.now_nanos
+        self.commit.set_row(row)
+        self.operations.append(
             SetRequest(
                 partition=self.partition,
-                key=execution.version_key,
+                key=execution.row_key,
                 value=row.SerializeToString(),
                 etag=execution.etag,
             )
         )
 
-    def new_tasks(self, pending: dict[Node, list[StateMachineTask]]) -> None:
-        """The tasks that the transitions asked for: onto their nodes, and as queue rows."""
-        for entry in compact(self.execution.root._state.log):
-            if isinstance(entry, Deleted):
-                continue
-            node, output, count = entry
-            for task in output.tasks:
-                self.new_task(pending, node, count, task)
-
     def new_task(
         self, pending: dict[Node, list[StateMachineTask]], node: Node, count: int, task: Task
     ) -> None:
+        """A task that a transition asked for: onto its node, and as a queue row."""
         type_id = task.type.id
         registration = self.registry.task(type_id)
         serializer = self.registry.task_serializer(type_id)
@@ -199,35 +220,30 @@ class _Planner:
             raise
         except Exception as error:
             raise SerializationError(f"task {task.type.name!r} cannot be serialized: {error}") from error
-        kind = task.kind
+        task_id = self.ids.new(self.now_nanos)
         message = StateMachineTask(
-            id=self.ids.new(self.now_nanos),
-            type=type_id,
-            data=data,
-            machine_transition_count=count,
-            group=registration.group,
+            id=task_id, type=type_id, data=data, machine_transition_count=count, group=registration.group
         )
+        kind = task.kind
         write_kind(message.kind, kind)
         tasks.append(message)
-        row = task_row(message, ref)
-        key = task_row_key(self.execution.key.namespace, message)
-        self.write(key, row.SerializeToString())
-        self.commit.queued.append(QueuedTask(self.partition, key, "", row, task=task))
-        self.commit.decoded[message.id] = task
+        queued = QueuedTask.fresh(self.partition, message, ref, task, kind)
+        self.write(queued.key, queued.value())
+        self.commit.queued.append(queued)
+        self.commit.decoded[task_id] = task
 
     def withdraw(self, pending: StateMachineTask) -> None:
         """Delete the row of a pending task, be it new or old."""
         for index, queued in enumerate(self.commit.queued):
             if queued.id == pending.id:
                 del self.commit.queued[index]
+                break
         self.commit.withdrawn.append(pending.id)
         self.delete(task_row_key(self.execution.key.namespace, pending))
 
     def prune(self, pending: dict[Node, list[StateMachineTask]], node: Node, claimed: str) -> None:
         """Take the tasks off a changed node that have become pointless, and the one that has just run."""
         tasks = node._tasks
-        if not tasks:
-            return
         kept: list[StateMachineTask] = []
         for message in tasks:
             if message.id == claimed:
@@ -254,33 +270,22 @@ class _Planner:
             return True
         return False
 
-    def node_rows(self, nodes: Iterable[Node]) -> None:
-        prefix = self.execution.prefix
-        for node in nodes:
-            message = StateMachineNode()
-            node._write_row(message)
-            self.write(prefix + row_segments(node.path), message.SerializeToString())
-
-    def metadata_row(self) -> None:
-        """Write the metadata if the root's state, as listings show it, has changed."""
+    def remove(self, removed: Removed) -> None:
+        """Delete the rows of a subtree, or leave them to the sweeper."""
         execution = self.execution
-        data = execution.root.data(object)
-        state, lifecycle = state_name(data), lifecycle_of(data)
-        status = _STATUS[lifecycle]
-        previous = execution.metadata
-        if previous.state == state and previous.status == status and execution.etag is not None:
+        self.delete(execution.prefix + removed.segments)
+        if removed.keys is not None:
+            for key in removed.keys:
+                self.delete(key)
             return
-        metadata = ExecutionMetadata()
-        metadata.CopyFrom(previous)
-        metadata.state = state
-        metadata.status = status
-        metadata.close_nanos = 0 if lifecycle is Lifecycle.RUNNING else self.now_nanos
-        self.commit.metadata = metadata
-        self.write(metadata_key(*execution.key), metadata.SerializeToString())
+        tombstone = TombstoneRow(segments=removed.segments, before_ordinal=removed.before_ordinal)
+        name = tombstone.execution
+        name.namespace, name.id, name.run_id = execution.key
+        self.write(tombstone_key(*execution.key, removed.before_ordinal), tombstone.SerializeToString())
+        self.commit.tombstones = True
 
 
-async def plan(
-    store: EngineStore,
+def plan(
     registry: Registry,
     ids: IdSource,
     execution: Execution,
@@ -288,51 +293,54 @@ async def plan(
     *,
     claim: QueuedTask | None = None,
     keep_claim: bool = False,
-    delete_rows: int = 100,
+    removed: Sequence[Removed] = (),
 ) -> Commit:
-    """Work out the commit of what has been done to the execution's tree. Reads what deletes need to know.
+    """Work out the commit of what has been done to the execution's tree.
 
     Args:
-        store: to list rows of deleted subtrees.
         registry: serializers of tasks.
         ids: makes task ids.
         execution: with its tree changed, and its log not cleared.
         now_nanos: the time.
         claim: the queue task on whose behalf this is: its row must still be there, and goes.
         keep_claim: the claim's row stays.
-        delete_rows: rows that the commit deletes itself.
+        removed: what `find_removed` has found.
 
     Raises:
         NotRegisteredError, SerializationError: a task cannot be written.
     """
     planner = _Planner(registry, ids, execution, now_nanos)
-    commit = planner.commit
+    commit, operations = planner.commit, planner.operations
     state = execution.root._state
-    planner.version_row()
+    changed = {node: None for node, row in state.dirty.items() if row}
     claimed = ""
-    if claim is not None:
-        if keep_claim:
-            commit.operations.append(CheckRequest(claim.partition, claim.key, claim.etag))
-        else:
-            claimed = claim.id
-            commit.operations.append(DeleteRequest(partition=claim.partition, key=claim.key, etag=claim.etag))
-    for path, before_ordinal in state.removed:
-        await _delete_rows(store, planner, row_segments(path), before_ordinal, delete_rows)
-    changed: dict[Node, Any] = {node: None for node, row in state.dirty.items() if row}
-    if claim is not None and claimed:
+    if claim is not None and not keep_claim:
+        claimed = claim.id
         holder = _holder(execution.root, claim)
         if holder is not None:
             changed[holder] = None
+    planner.execution_row(root_changed=execution.root in changed)
+    if claimed and claim is not None:
+        operations.append(DeleteRequest(partition=claim.partition, key=claim.key, etag=claim.etag))
+    elif claim is not None:
+        operations.append(CheckRequest(claim.partition, claim.key, claim.etag))
+    for subtree in removed:
+        planner.remove(subtree)
     pending: dict[Node, list[StateMachineTask]] = {}
     for node in changed:
-        planner.prune(pending, node, claimed)
-    planner.new_tasks(pending)
+        if node._tasks:
+            planner.prune(pending, node, claimed)
+    for entry in compact(state.log):
+        if not isinstance(entry, Deleted):
+            for task in entry[1].tasks:
+                planner.new_task(pending, entry[0], entry[2], task)
     try:
         for node, tasks in pending.items():
             commit.set_tasks(node, tasks)
-        planner.node_rows(changed)
-        if execution.root in changed:
-            planner.metadata_row()
+        for node in changed:
+            message = StateMachineNode()
+            node._write_row(message)
+            planner.write(execution.prefix + row_segments(node.path), message.SerializeToString())
     except BaseException:
         commit.revert()
         raise
@@ -348,21 +356,14 @@ def _holder(root: Node, claim: QueuedTask) -> Node | None:
     return node if any(task.id == claim.id for task in node._tasks) else None
 
 
-async def _delete_rows(
-    store: EngineStore, planner: _Planner, segments: str, before_ordinal: int, limit: int
-) -> None:
-    execution = planner.execution
-    key = execution.prefix + segments
-    planner.delete(key)
-    rows = [
-        item async for item in store.scan(planner.partition, key + "/", key + AFTER_SLASH, limit=limit + 1)
-    ]
-    if len(rows) <= limit:
-        for item in rows:
-            planner.delete(item.key)
-        return
-    tombstone = TombstoneRow(before_ordinal=before_ordinal)
-    tombstone.execution.CopyFrom(execution.metadata.key)
-    tombstone.segments = segments
-    planner.write(tombstone_key(*execution.key, before_ordinal), tombstone.SerializeToString())
-    planner.commit.tombstones = True
+async def find_removed(store: EngineStore, execution: Execution, limit: int) -> list[Removed]:
+    """What the store holds of the subtrees that were deleted; of those over `limit` rows, that they are."""
+    found: list[Removed] = []
+    for path, before_ordinal in execution.root._state.removed:
+        segments = row_segments(path)
+        key = execution.prefix + segments
+        below = store.scan(execution.partition, key + "/", key + AFTER_SLASH, limit=limit + 1)
+        items: list[Item] = [item async for item in below]
+        keys = [item.key for item in items] if len(items) <= limit else None
+        found.append(Removed(segments, before_ordinal, keys))
+    return found

@@ -16,12 +16,11 @@ from hsm.task import Task
 from hsm.tree import MissingPart, Node
 from persistence.executions import (
     AFTER_SLASH,
-    metadata_key,
+    execution_key,
     node_prefix,
     prefix_end,
-    version_key,
 )
-from persistence.proto.execution_pb2 import ExecutionMetadata, ExecutionVersion
+from persistence.proto.execution_pb2 import ExecutionRow
 from persistence.store import EngineStore, GetRequest
 
 __all__ = ["Execution", "decode_row", "load_execution", "load_part"]
@@ -35,7 +34,9 @@ class Execution:
     Attributes:
         key: with the run id.
         partition: where its rows are.
-        etag: of the version row; every commit checks it.
+        row: the execution's row as it stands in the store.
+        row_key: its key.
+        etag: its etag; every commit checks it.
         history: the last transition of each failover version; the last entry is the present one.
         root: the tree, sealed while nobody has access.
         table: the rows that the tree was loaded from.
@@ -51,26 +52,26 @@ class Execution:
         "history",
         "key",
         "lock",
-        "metadata",
         "owner",
         "partition",
         "prefix",
         "root",
+        "row",
+        "row_key",
         "stale",
         "table",
-        "version_key",
     )
 
-    def __init__(self, key: ExecutionKey, partition: str, root: Node, metadata: ExecutionMetadata) -> None:
+    def __init__(self, key: ExecutionKey, partition: str, root: Node, row: ExecutionRow) -> None:
         self.key = key
         self.partition = partition
         self.prefix = node_prefix(*key)
-        self.version_key = version_key(*key)
+        self.row_key = execution_key(*key)
         self.etag: str | None = None
         self.history: tuple[VersionedTransition, ...] = ()
         self.root = root
         self.table = RowTable(self.prefix)
-        self.metadata = metadata
+        self.row = row
         self.decoded: dict[str, Task] = {}
         self.lock = asyncio.Lock()
         self.owner: asyncio.Task[Any] | None = None
@@ -103,22 +104,20 @@ async def load_execution(
         ExecutionNotFoundError: there is no such run.
         SerializationError: a row cannot be decoded; names its key.
     """
-    row = version_key(*key)
+    row_key = execution_key(*key)
     prefix = node_prefix(*key)
-    version = await store.get(GetRequest(partition=partition, key=row))
+    found = await store.get(GetRequest(partition=partition, key=row_key))
     while True:
-        if version.data is None:
+        if found.data is None:
             raise ExecutionNotFoundError(
                 f"there is no execution {key.namespace}/{key.id} (run {key.run_id!r})"
             )
         first = await _read(store, partition, prefix, prefix_end(prefix), limit + 1)
-        found = await store.get(GetRequest(partition=partition, key=metadata_key(*key)))
-        again = await store.get(GetRequest(partition=partition, key=row))
-        if again.etag == version.etag:
+        again = await store.get(GetRequest(partition=partition, key=row_key))
+        if again.etag == found.etag:
             break
-        version = again
-    message = decode_row(ExecutionVersion, row, version.data)
-    metadata = decode_row(ExecutionMetadata, metadata_key(*key), found.data or b"")
+        found = again
+    row = decode_row(ExecutionRow, row_key, found.data)
     table = RowTable(prefix)
     complete = len(first) <= limit
     table.add_first(first, complete=complete)
@@ -127,17 +126,17 @@ async def load_execution(
         raise SerializationError(f"the row {prefix!r}, the root of an execution, is missing")
     root = Node._from_source(
         registry,
-        message.root_type,
+        row.root_type,
         root_message,
         table.source("", root_message.ordinal),
-        message.next_ordinal,
+        row.next_ordinal,
     )
     root._state.sealed = True
-    execution = Execution(key, partition, root, metadata)
+    execution = Execution(key, partition, root, row)
     execution.table = table
-    execution.etag = version.etag
+    execution.etag = found.etag
     execution.history = tuple(
-        VersionedTransition(entry.failover_version, entry.max_transition_count) for entry in message.history
+        VersionedTransition(entry.failover_version, entry.max_transition_count) for entry in row.history
     )
     return execution
 
@@ -154,7 +153,7 @@ async def load_part(store: EngineStore, execution: Execution, part: MissingPart)
         start, end = (key + "/", key + AFTER_SLASH) if segments else (key, prefix_end(key))
         rows = await _read(store, partition, start, end, None, skip=len(execution.prefix))
         execution.table.add_subtree(segments, rows)
-    version = await store.get(GetRequest(partition=partition, key=execution.version_key))
+    version = await store.get(GetRequest(partition=partition, key=execution.row_key))
     return version.etag == execution.etag
 
 

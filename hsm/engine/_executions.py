@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, TypeVar
 
-from hsm.engine._commit import Commit, check_task, plan
+from hsm.engine._commit import Commit, Removed, check_task, find_removed, plan
 from hsm.engine._execution import Execution, decode_row, load_execution, load_part
 from hsm.engine._rows import QueuedTask
 from hsm.engine.ids import IdSource
@@ -39,6 +40,7 @@ __all__ = ["Access", "Executions"]
 
 ResultT = TypeVar("ResultT")
 
+_EVICTED_AT_ONCE: Final = 2
 _WHOLE_TREE: Final = MissingPart((), subtree=True)
 
 
@@ -96,14 +98,13 @@ class Executions:
         return self._cache.get(key)
 
     def admit(self, execution: Execution) -> None:
-        """Put an execution into the cache, and the least used ones out of it."""
+        """Put an execution into the cache, and one or two that were used long ago out of it."""
         cache = self._cache
         cache[execution.key] = execution
-        excess = len(cache) - self._options.cached_executions
-        if excess > 0:
-            idle = [other for other in cache.values() if not other.lock.locked()][:excess]
-            for other in idle:
-                self.evict(other)
+        if len(cache) > self._options.cached_executions:
+            for other in list(itertools.islice(cache.values(), _EVICTED_AT_ONCE)):
+                if not other.lock.locked():
+                    self.evict(other)
 
     def evict(self, execution: Execution) -> None:
         """Take an execution out of the cache; whoever waits for it loads it anew."""
@@ -154,9 +155,7 @@ class Executions:
 
     async def _is_current(self, execution: Execution) -> bool:
         try:
-            found = await self._store.get(
-                GetRequest(partition=execution.partition, key=execution.version_key)
-            )
+            found = await self._store.get(GetRequest(partition=execution.partition, key=execution.row_key))
         except storage.PersistenceError as error:
             raise translated(error) from error
         return found.etag == execution.etag
@@ -282,15 +281,12 @@ class Executions:
             StaleReferenceError: the claim has run already.
             TransactionTooLargeError: too much for one transaction of the store.
         """
-        commit = await plan(
-            self._store,
-            self._registry,
-            self._ids,
-            execution,
-            self._options.clock.time_ns(),
-            claim=claim,
-            keep_claim=keep_claim,
-            delete_rows=self._options.delete_rows,
+        removed: list[Removed] = []
+        if execution.root._state.removed:
+            removed = await find_removed(self._store, execution, self._options.delete_rows)
+        now = self._options.clock.time_ns()
+        commit = plan(
+            self._registry, self._ids, execution, now, claim=claim, keep_claim=keep_claim, removed=removed
         )
         try:
             etag = await self._store.multi(commit.operations)
@@ -319,7 +315,7 @@ class Executions:
 
     async def _await_outcome(self, execution: Execution) -> None:
         """Return when the commit that was cancelled is through: a check queues up behind it."""
-        check = CheckRequest(execution.partition, execution.version_key, execution.etag or "0" * 16)
+        check = CheckRequest(execution.partition, execution.row_key, execution.etag or "0" * 16)
         barrier = asyncio.ensure_future(self._store.multi([check]))
         while not barrier.done():
             try:

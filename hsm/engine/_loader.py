@@ -29,14 +29,12 @@ class Loader:
         partitions: Sequence[str],
         dispatcher: Dispatcher,
         window: int,
-        buffer: int,
         reload: Callable[[str], None],
     ) -> None:
         self._store = store
         self._partitions = partitions
         self._dispatcher = dispatcher
         self._window = window
-        self._buffer = buffer
         self._reload = reload
         self._timers: dict[str, _TimerWindow] = {partition: _TimerWindow() for partition in partitions}
 
@@ -116,7 +114,7 @@ class Loader:
         """Read tasks of one queue, of which the store holds more than memory does."""
         prefix = group_prefix(*queue)
         for partition in self._partitions:
-            async for item in self._store.scan(partition, prefix, prefix_end(prefix), limit=self._buffer):
+            async for item in self._store.scan(partition, prefix, prefix_end(prefix)):
                 if item.key.rpartition("/")[2] in self._dispatcher:
                     continue
                 if not self._dispatcher.offer(QueuedTask.parse(partition, item.key, item.etag, item.value)):

@@ -19,8 +19,15 @@ from hsm.machine import Key, Lifecycle, state_name
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
-from persistence.executions import AFTER_SLASH, dead_letter_key, escape, metadata_key, prefix_end
-from persistence.proto.execution_pb2 import DeadLetterRow, ExecutionMetadata, ExecutionStatus, TaskRow
+from persistence.executions import (
+    AFTER_SLASH,
+    dead_letter_key,
+    escape,
+    execution_key,
+    parse_execution_key,
+    prefix_end,
+)
+from persistence.proto.execution_pb2 import DeadLetterRow, ExecutionRow, ExecutionStatus, TaskRow
 from persistence.proto.hsm_pb2 import StateMachineTask
 from persistence.store import EngineStore, GetRequest, Item
 
@@ -32,9 +39,9 @@ _LIFECYCLE: Final = {
 }
 
 
-def _info(row: ExecutionMetadata) -> ExecutionInfo:
+def _info(key: str, row: ExecutionRow) -> ExecutionInfo:
     return ExecutionInfo(
-        ExecutionKey(row.key.namespace, row.key.id, row.key.run_id),
+        ExecutionKey(*parse_execution_key(key)),
         _LIFECYCLE.get(row.status, Lifecycle.RUNNING),
         row.state,
         from_nanos(row.start_nanos),
@@ -50,13 +57,13 @@ async def list_executions(
     state: str | None,
 ) -> AsyncIterator[ExecutionInfo]:
     """Executions that match, shard by shard, then by namespace and id."""
-    start, end = "m/", "m" + AFTER_SLASH
+    start, end = "e/", "e" + AFTER_SLASH
     if namespace is not None:
-        start = f"m/{escape(namespace)}/"
+        start = f"e/{escape(namespace)}/"
         end = prefix_end(start)
     for partition in partitions:
         async for item in store.scan(partition, start, end):
-            info = _info(decode_row(ExecutionMetadata, item.key, item.value))
+            info = _info(item.key, decode_row(ExecutionRow, item.key, item.value))
             if (status is None or info.status is status) and (state is None or info.state == state):
                 yield info
 
@@ -67,7 +74,7 @@ async def execution_tree(
     """One execution with all its machines and their pending tasks."""
     key = await executions.resolve(key)
     partition = executions.partition(key)
-    row = metadata_key(*key)
+    row = execution_key(*key)
     nodes = await executions.run(Ref(key), _describe, AccessType.READ)
     found = await store.get(GetRequest(partition=partition, key=row))
     described: list[NodeInfo] = []
@@ -83,7 +90,7 @@ async def execution_tree(
                 tuple(pending),
             )
         )
-    info = _info(decode_row(ExecutionMetadata, row, found.data or b""))
+    info = _info(row, decode_row(ExecutionRow, row, found.data or b""))
     return ExecutionTree(info, tuple(described))
 
 
@@ -158,4 +165,4 @@ def revived(row: DeadLetterRow, partition: str) -> QueuedTask:
     task.CopyFrom(row.task)
     task.failures = 0
     task.not_before_nanos = 0
-    return QueuedTask(partition, row.row_key, "", task)
+    return QueuedTask.of_row(partition, row.row_key, "", task)

@@ -38,37 +38,79 @@ class QueuedTask:
         partition: where the row is.
         key: the row's key.
         etag: the row's etag; every change of the row checks it.
+        id: task id, the last segment of the key.
+        queue: the queue that it runs in.
+        is_timer: whether it waits in the timer queue first.
         row: the message; None if it cannot be decoded.
+        raw: the row's value where it cannot be decoded.
         task: the decoded task, if it has been needed.
         due: not to be run before, in nanoseconds.
         tries: attempts in this process that do not count against the task.
         spent: the row is gone, together with a write under this task.
     """
 
-    __slots__ = ("_ref", "due", "etag", "key", "partition", "raw", "row", "spent", "task", "tries")
+    __slots__ = (
+        "_execution",
+        "_ref",
+        "due",
+        "etag",
+        "id",
+        "is_timer",
+        "key",
+        "partition",
+        "queue",
+        "raw",
+        "row",
+        "spent",
+        "task",
+        "tries",
+    )
 
-    def __init__(
-        self,
-        partition: str,
-        key: str,
-        etag: str,
-        row: TaskRow | None,
-        *,
-        raw: bytes = b"",
-        task: Task | None = None,
-    ) -> None:
+    def __init__(self, partition: str, key: str, etag: str, queue: QueueKey, row: TaskRow | None) -> None:
         self.partition = partition
         self.key = key
         self.etag = etag
+        self.id = key[key.rindex("/") + 1 :]
+        self.is_timer = key[0] == "t"
+        self.queue = queue
         self.row = row
-        self.raw = raw
-        self.task = task
+        self.raw = b""
+        self.task: Task | None = None
         self.due = 0
         self.tries = 0
         self.spent = False
+        self._execution: ExecutionKey | None = None
         self._ref: Ref | None = None
-        if row is not None:
-            self.due = max(row.not_before_nanos, row.kind.deadline_nanos)
+
+    @classmethod
+    def fresh(
+        cls, partition: str, pending: StateMachineTask, ref: Ref, task: Task, kind: TaskKind
+    ) -> QueuedTask:
+        """The queue task of a task that the node of `ref` has asked for; its etag comes with the commit."""
+        row = task_row(pending, ref)
+        namespace, group = ref.execution.namespace, pending.group
+        destination = kind.destination if isinstance(kind, OutboundKind) else None
+        due = 0
+        if isinstance(kind, TimerKind):
+            due = pending.kind.deadline_nanos
+            key = timer_key(due, pending.id)
+        else:
+            key = group_prefix(namespace, group, destination) + pending.id
+        queued = cls(partition, key, "", (namespace, group, destination), row)
+        queued.task = task
+        queued.due = due
+        queued._execution = ref.execution
+        queued._ref = Ref(
+            ref.execution,
+            ref.path,
+            ref.transition_count,
+            ref.initial_version,
+            ref.last_update_version,
+            ref.execution_version,
+            pending.id,
+            1,
+        )
+        return queued
 
     @classmethod
     def parse(cls, partition: str, key: str, etag: str, value: bytes) -> QueuedTask:
@@ -76,60 +118,57 @@ class QueuedTask:
         try:
             row = decode_row(TaskRow, key, value)
         except SerializationError:
-            return cls(partition, key, etag, None, raw=value)
-        return cls(partition, key, etag, row)
+            # A queue of its own: it runs only to be dead-lettered.
+            poison = cls(partition, key, etag, ("", "", None), None)
+            poison.raw = value
+            return poison
+        return cls.of_row(partition, key, etag, row)
 
-    @property
-    def id(self) -> str:
-        """The task id: the last segment of the key."""
-        return self.key.rpartition("/")[2]
+    @classmethod
+    def of_row(cls, partition: str, key: str, etag: str, row: TaskRow) -> QueuedTask:
+        """The task of a decoded row."""
+        destination = row.kind.destination if row.kind.HasField("destination") else None
+        queued = cls(partition, key, etag, (row.execution.namespace, row.group, destination), row)
+        queued.due = max(row.not_before_nanos, row.kind.deadline_nanos)
+        return queued
 
-    @property
-    def is_timer(self) -> bool:
-        """Whether it waits in the timer queue first."""
-        return self.key.startswith("t/")
-
-    @property
-    def queue(self) -> QueueKey:
-        """The queue that it runs in."""
-        row = self.row
-        if row is None:
-            return "", "", None
-        destination = row.kind.destination if row.kind.WhichOneof("kind") == "destination" else None
-        return row.execution.namespace, row.group, destination
-
-    @property
-    def execution(self) -> ExecutionKey:
-        """The execution that it belongs to."""
-        assert self.row is not None
-        key = self.row.execution
-        return ExecutionKey(key.namespace, key.id, key.run_id)
-
-    def ref(self) -> Ref:
-        """The reference that its executor is given."""
-        if self._ref is not None:
-            return self._ref
-        assert self.row is not None
-        ref = self.row.info.ref
-        self._ref = Ref(
-            self.execution,
-            tuple(Key(key.type, key.id) for key in ref.path),
-            ref.machine_transition_count,
-            _version(ref.machine_initial_version),
-            _version(ref.machine_last_update_version),
-            VersionedTransition(
-                ref.mutable_state_namespace_failover_version, ref.mutable_state_transition_count
-            ),
-            self.row.task_id,
-            self.row.failures + 1,
-        )
-        return self._ref
+    def value(self) -> bytes:
+        """What the row holds."""
+        return self.raw if self.row is None else self.row.SerializeToString()
 
     def replace(self, key: str, etag: str, row: TaskRow) -> None:
         """Note that the row was written anew."""
         self.key, self.etag, self.row = key, etag, row
         self.due = max(row.not_before_nanos, row.kind.deadline_nanos)
         self._ref = None
+
+    @property
+    def execution(self) -> ExecutionKey:
+        """The execution that it belongs to."""
+        if self._execution is None:
+            assert self.row is not None
+            key = self.row.execution
+            self._execution = ExecutionKey(key.namespace, key.id, key.run_id)
+        return self._execution
+
+    def ref(self) -> Ref:
+        """The reference that its executor is given."""
+        if self._ref is None:
+            assert self.row is not None
+            ref = self.row.info.ref
+            self._ref = Ref(
+                self.execution,
+                tuple([Key(key.type, key.id) for key in ref.path]),
+                ref.machine_transition_count,
+                _version(ref.machine_initial_version),
+                _version(ref.machine_last_update_version),
+                VersionedTransition(
+                    ref.mutable_state_namespace_failover_version, ref.mutable_state_transition_count
+                ),
+                self.row.task_id,
+                self.row.failures + 1,
+            )
+        return self._ref
 
 
 def _version(message: VersionMessage) -> VersionedTransition:

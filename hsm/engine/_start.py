@@ -16,7 +16,7 @@ from hsm.registry import Registry
 from hsm.tree import Node
 from persistence import errors as storage
 from persistence.executions import current_run_key
-from persistence.proto.execution_pb2 import CurrentRun, ExecutionMetadata
+from persistence.proto.execution_pb2 import CurrentRun, ExecutionRow
 from persistence.store import Concurrency, EngineStore, GetRequest, Operation, SetOptions, SetRequest
 
 __all__ = ["start_execution"]
@@ -51,7 +51,7 @@ async def start_execution(
         execution.root._state.dirty[execution.root] = True
         if on_start is not None:
             on_start(execution.root)
-        commit = await plan(store, registry, ids, execution, now_nanos)
+        commit = plan(registry, ids, execution, now_nanos)
         row = CurrentRun(run_id=key.run_id, request_id=request_id)
         current: list[Operation] = [
             SetRequest(
@@ -86,13 +86,8 @@ def _create(
     request_id: str,
 ) -> Execution:
     root = Node.new_root(registry, type_id, data, version=VersionedTransition(0, 1))
-    metadata = ExecutionMetadata(
-        start_nanos=now_nanos,
-        start_request_id=request_id,
-        root_type=type_id,
-    )
-    metadata.key.namespace, metadata.key.id, metadata.key.run_id = key
-    return Execution(key, partition, root, metadata)
+    row = ExecutionRow(start_nanos=now_nanos, start_request_id=request_id, root_type=type_id)
+    return Execution(key, partition, root, row)
 
 
 async def _existing(store: EngineStore, partition: str, key: ExecutionKey, request_id: str) -> Ref:

@@ -97,7 +97,6 @@ class Engine:
             self._partitions,
             self._dispatcher,
             options.timer_window,
-            options.queue_buffer,
             self._reload_timers,
         )
         self._worker = Worker(
@@ -253,11 +252,10 @@ class Engine:
                 raise StaleReferenceError(f"dead letter {dead.task_id} is gone")
             row = decode_row(DeadLetterRow, key, found.data)
             task = _queries.revived(row, dead.partition)
-            value = task.raw if task.row is None else task.row.SerializeToString()
             task.etag = await self._store.multi(
                 [
                     DeleteRequest(partition=dead.partition, key=key, etag=dead.etag),
-                    SetRequest(partition=dead.partition, key=task.key, value=value),
+                    SetRequest(partition=dead.partition, key=task.key, value=task.value()),
                 ]
             )
         except storage.ETagMismatchError as error:

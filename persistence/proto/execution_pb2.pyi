@@ -83,17 +83,30 @@ class CurrentRun(google.protobuf.message.Message):
 global___CurrentRun = CurrentRun
 
 @typing.final
-class ExecutionVersion(google.protobuf.message.Message):
-    """The row on which all writers of an execution agree: each commit checks its etag and writes it anew."""
+class ExecutionRow(google.protobuf.message.Message):
+    """The row on which all writers of an execution agree: each commit checks its etag and writes it anew. It
+    stays small, and holds what listings show.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     HISTORY_FIELD_NUMBER: builtins.int
     NEXT_ORDINAL_FIELD_NUMBER: builtins.int
     ROOT_TYPE_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    START_NANOS_FIELD_NUMBER: builtins.int
+    CLOSE_NANOS_FIELD_NUMBER: builtins.int
+    START_REQUEST_ID_FIELD_NUMBER: builtins.int
     next_ordinal: builtins.int
     """Greater than every ordinal that the tree has ever used."""
     root_type: builtins.int
+    status: global___ExecutionStatus.ValueType
+    state: builtins.str
+    """The name of the root's state."""
+    start_nanos: builtins.int
+    close_nanos: builtins.int
+    start_request_id: builtins.str
     @property
     def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.VersionedTransition]:
         """The last transition of each failover version, oldest first; the last entry is the present one."""
@@ -104,48 +117,15 @@ class ExecutionVersion(google.protobuf.message.Message):
         history: collections.abc.Iterable[persistence.proto.hsm_pb2.VersionedTransition] | None = ...,
         next_ordinal: builtins.int = ...,
         root_type: builtins.int = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["history", b"history", "next_ordinal", b"next_ordinal", "root_type", b"root_type"]) -> None: ...
-
-global___ExecutionVersion = ExecutionVersion
-
-@typing.final
-class ExecutionMetadata(google.protobuf.message.Message):
-    """What listings show of an execution."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    KEY_FIELD_NUMBER: builtins.int
-    STATUS_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    START_NANOS_FIELD_NUMBER: builtins.int
-    CLOSE_NANOS_FIELD_NUMBER: builtins.int
-    START_REQUEST_ID_FIELD_NUMBER: builtins.int
-    ROOT_TYPE_FIELD_NUMBER: builtins.int
-    status: global___ExecutionStatus.ValueType
-    state: builtins.str
-    """The name of the root's state."""
-    start_nanos: builtins.int
-    close_nanos: builtins.int
-    start_request_id: builtins.str
-    root_type: builtins.int
-    @property
-    def key(self) -> global___ExecutionKey: ...
-    def __init__(
-        self,
-        *,
-        key: global___ExecutionKey | None = ...,
         status: global___ExecutionStatus.ValueType = ...,
         state: builtins.str = ...,
         start_nanos: builtins.int = ...,
         close_nanos: builtins.int = ...,
         start_request_id: builtins.str = ...,
-        root_type: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["key", b"key"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "key", b"key", "root_type", b"root_type", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "history", b"history", "next_ordinal", b"next_ordinal", "root_type", b"root_type", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
 
-global___ExecutionMetadata = ExecutionMetadata
+global___ExecutionRow = ExecutionRow
 
 @typing.final
 class TaskRow(google.protobuf.message.Message):
