@@ -444,4 +444,4 @@ def value(node: Node) -> object:
 
 
 TestTree = TreeMachine.TestCase
-TestTree.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestTree.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

@@ -188,6 +188,31 @@ def test_place_of_a_deleted_child_is_not_used_again() -> None:
     assert list(Collection(reloaded(again), PAYMENT, Payment)) == ["a", "z", "b"]
 
 
+def test_ordinals_are_used_once_in_a_tree_even_after_deletes() -> None:
+    root = order_with("a", "b")
+    root.child([A]).add_child(C, Payment())
+    root.child([A]).delete_child(C)
+    root.delete_child(B)
+
+    again = reloaded(root)
+    again.add_child(B, Payment())
+    ordinals = persisted(again).children[PAYMENT].machines_by_id
+
+    assert persisted(root).next_ordinal == 4
+    assert (ordinals["a"].ordinal, ordinals["b"].ordinal) == (1, 4)
+
+
+def test_tree_that_does_not_say_its_next_ordinal_is_searched_for_it() -> None:
+    message = order_with("a").to_proto()
+    message.ClearField("next_ordinal")
+    message.children[PAYMENT].machines_by_id["a"].children[PAYMENT].machines_by_id["deep"].ordinal = 77
+    root = Node.from_proto(shop_registry(), ORDER, message)
+
+    root.add_child(B, Payment())
+
+    assert persisted(root).children[PAYMENT].machines_by_id["b"].ordinal == 78
+
+
 def test_tree_without_ordinals_sorts_by_type_and_id_and_new_children_follow() -> None:
     message = StateMachineNode(data=ORDER_BYTES)
     for key in (parcel_key("c"), B, parcel_key("a"), A):

@@ -183,6 +183,19 @@ def test_nested_transition_of_a_child_is_logged_before_that_of_its_parent() -> N
     assert [operation.path for operation in root.op_log()] == [(payment_key("a"),), ()]
 
 
+def test_nested_transitions_are_logged_with_counts_of_their_own() -> None:
+    root = order_with("a")
+    child = root.child([payment_key("a")])
+
+    def thrice(_: Order) -> None:
+        for number in range(3):
+            child.transition(Payment, amount(number))
+
+    root.transition(Order, thrice)
+
+    assert [operation.transition_count for operation in ops(root)] == [1, 2, 3, 1]
+
+
 def test_child_may_transition_its_parent_while_the_parent_rests() -> None:
     root = order_with("a")
     child = root.child([payment_key("a")])
