@@ -113,7 +113,7 @@ def task_serializer(class_: type[TaskT]) -> TaskSerializer[TaskT]:
     Raises:
         TypeError: the class is not an attrs class; register a serializer for it.
     """
-    if not is_attrs(class_):
+    if not _is_attrs(class_):
         raise TypeError(
             f"{class_.__qualname__} is not an attrs class:"
             f" call register_task_serializer({class_.type.id}, ...) before register_task"
@@ -146,20 +146,20 @@ def _parse(message: type[MessageT], data: bytes) -> MessageT:
 _NO_FIELDS: Final = b"{}"
 
 
-def is_attrs(class_: type) -> bool:
+def _is_attrs(class_: type) -> bool:
     """Whether a class is made by attrs; unlike `attrs.has`, this does not narrow the type away."""
     return attrs.has(class_)
 
 
-def fields_of(class_: type) -> tuple[attrs.Attribute[Any], ...]:
+def _fields_of(class_: type) -> tuple[attrs.Attribute[Any], ...]:
     """The fields of a class made by attrs; none for any other."""
     return attrs.fields(class_) if attrs.has(class_) else ()
 
 
 def _attrs_codec(class_: type[DataT]) -> tuple[Callable[[DataT], bytes], Callable[[bytes], DataT]]:
-    if not is_attrs(class_):
+    if not _is_attrs(class_):
         raise TypeError(f"{class_.__qualname__} is not an attrs class")
-    if not fields_of(class_):
+    if not _fields_of(class_):
         return functools.partial(_encode_nothing, class_), lambda _: class_()
 
     def serialize(data: DataT) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from hsm.codec import fields_of, task_serializer
+from hsm.codec import task_serializer
 from hsm.errors import DuplicateRegistrationError, NotRegisteredError
 from hsm.executor import Executor, TimerExecutor
 from hsm.machine import MachineDefinition
@@ -194,14 +194,19 @@ def _task_type(task: type[Task]) -> TaskType:
     if not isinstance(kind, TaskType):
         raise TypeError(f"{task.__qualname__} needs a class attribute `type`, a TaskType")
     _check_id("task type", kind.id, kind.name)
-    if not hasattr(task, "kind") and "kind" not in {field.name for field in fields_of(task)}:
+    if not hasattr(task, "kind") and "kind" not in _field_names(task):
         raise TypeError(f"{task.__qualname__} needs a property `kind`")
     return kind
 
 
+def _field_names(task: type[Task]) -> set[str]:
+    fields: tuple[attrs.Attribute[Any], ...] = getattr(task, "__attrs_attrs__", ())
+    return {field.name for field in fields}
+
+
 def _check_names(task: type[Task]) -> None:
     """A misspelt or unusable `validate` would make tasks of the class stale or valid at the wrong time."""
-    fields = {field.name for field in fields_of(task)}
+    fields = _field_names(task)
     for name in sorted(set(dir(task)).difference(_TASK_PROTOCOL, fields)):
         if name.startswith("_") or not callable(getattr(task, name)):
             continue
