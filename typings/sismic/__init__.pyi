@@ -1,0 +1,1 @@
+# The part of sismic that the benchmarks use; sismic has no types of its own.

@@ -1,0 +1,3 @@
+from sismic.model import Statechart
+
+def import_from_yaml(text: str) -> Statechart: ...
