@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from persistence.errors import ConflictError, InvalidRequestError
+from persistence.errors import CommitOutcomeUnknownError, ConflictError, InvalidRequestError
 from persistence.options import check_delete_request_options, check_set_request_options
 from persistence.store import DeleteRequest, RetryPattern, RetryPolicy, SetRequest
 
@@ -24,7 +24,8 @@ async def set_with_retries(
     """Call `method` until it succeeds, at most as often as the request's retry policy says.
 
     A threshold of N is N calls in all; without a policy it is one. Refusals (a condition that does not
-    hold, a bad request) are final. The last error is raised as it is, without a pause before it.
+    hold, a bad request) are final, and so is an outcome that is not known, as the write may have taken place.
+    The last error is raised as it is, without a pause before it.
 
     Semantics: Dapr `state.SetWithRetries` (v0.1), except for the refusals, the last error and the pause.
 
@@ -62,7 +63,7 @@ async def _with_retries(
     while True:
         try:
             await method(request)
-        except (ConflictError, InvalidRequestError):
+        except (ConflictError, InvalidRequestError, CommitOutcomeUnknownError):
             raise
         except Exception:
             calls_left -= 1

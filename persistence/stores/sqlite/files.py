@@ -99,7 +99,11 @@ def _refuse_foreign(path: Path) -> None:
     if written_by not in {0, APPLICATION_ID}:
         raise StoreCorruptError(f"{path} is a SQLite database of another application")
     # The header alone does not tell: until the first checkpoint our mark stands in the WAL only.
-    connection = _connect(path, "ro", timedelta())
+    log = path.with_name(path.name + "-wal")
+    has_log = log.exists() and log.stat().st_size > 0
+    # Even a read-only connection leaves files beside a database in WAL mode, unless it is told that nobody
+    # changes it; without a log there is nothing that it could miss.
+    connection = _connect(path, "ro" if has_log else "ro&immutable=1", timedelta())
     try:
         _check_ownership(connection, path)
     finally:
@@ -133,14 +137,20 @@ def _open_ours(path: Path, busy_timeout: timedelta) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
         connection.execute("PRAGMA cell_size_check = ON")
-        connection.execute("BEGIN IMMEDIATE")
         if not _check_ownership(connection, path):
-            for statement in sql.SCHEMA:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
+            _create(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _create(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    # Somebody else may have been faster.
+    if not _check_ownership(connection, path):
+        for statement in sql.SCHEMA:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")

@@ -73,7 +73,7 @@ class Writer:
         now = self._now()
         due = now - interval_milliseconds + _CLEANUP_SLACK_MILLISECONDS
         try:
-            return self._connection.execute(sql.CLAIM_CLEANUP, (now, due, now)).rowcount == 1
+            return self._connection.execute(sql.CLAIM_CLEANUP, (now, due)).rowcount == 1
         except sqlite3.Error as error:
             self._undo()
             raise translate(error, self._path) from error

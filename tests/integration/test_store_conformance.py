@@ -1,0 +1,137 @@
+"""The memory and the SQLite store keep the contract; the suite notices stores that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import unittest
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from persistence import (
+    DeleteRequest,
+    ETagMismatchError,
+    Feature,
+    GetRequest,
+    GetResponse,
+    Operation,
+    SetRequest,
+    conformance,
+    connect,
+)
+from persistence.conformance import Case, ConformanceError, check_store
+from persistence.stores.memory import MemoryStore
+from tests.support.stores import BACKENDS, Backend, SetClock
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    return BACKENDS[request.param](tmp_path)
+
+
+@pytest.mark.parametrize("case", conformance.CASES, ids=str)
+async def test_store_keeps_the_contract(case: Case, backend: Backend) -> None:
+    await case.check(backend.open_store, backend.clock.wait)
+
+
+async def test_expiry_by_the_real_clock(tmp_path: Path) -> None:
+    urls = (f"sqlite:///{tmp_path}/state.db", f"memory://{tmp_path.name}")
+    keepers = [connect(url) for url in urls]
+    names = ("a_row_is_there_until_it_expires", "the_expiry_time_is_about_right")
+    cases = [case for case in conformance.CASES if case.name in names]
+    async with asyncio.TaskGroup() as group:
+        for url in urls:
+            for case in cases:
+                group.create_task(case.check(partial(connect, url)))
+    assert len(cases) == len(names)
+    assert len(keepers) == len(urls)
+
+
+def test_every_case_is_documented_and_named_once() -> None:
+    assert all(case.run.__doc__ for case in conformance.CASES)
+    assert len({case.name for case in conformance.CASES}) == len(conformance.CASES)
+
+
+class KeyValueStore(MemoryStore):
+    """Declares nothing that is optional."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return frozenset()
+
+
+async def test_what_a_store_does_not_declare_is_skipped_and_nothing_else() -> None:
+    keeper = KeyValueStore("poor")
+    report = await check_store(lambda: KeyValueStore("poor"), SetClock().wait)
+    needing = {case.name for case in conformance.CASES if case.needs}
+    assert set(report.skipped) == needing
+    assert set(report.passed) == {case.name for case in conformance.CASES} - needing
+    await keeper.aclose()
+
+
+class ForgetfulDelete(MemoryStore):
+    async def delete(self, request: DeleteRequest) -> None:
+        pass
+
+
+class CreatesUnderAnEtag(MemoryStore):
+    async def set(self, request: SetRequest) -> None:
+        try:
+            await super().set(request)
+        except ETagMismatchError:
+            if (await self.get(GetRequest(partition=request.partition, key=request.key))).data is not None:
+                raise
+            await super().set(SetRequest(partition=request.partition, key=request.key, value=request.value))
+
+
+class WritesOneAfterTheOther(MemoryStore):
+    async def multi(self, operations: Sequence[Operation]) -> str:
+        etag = ""
+        for operation in operations:
+            etag = await super().multi((operation,))
+        return etag
+
+
+class LosesEmptyValues(MemoryStore):
+    async def get(self, request: GetRequest) -> GetResponse:
+        response = await super().get(request)
+        return response if response.data else GetResponse()
+
+
+class IgnoresTimeToLive(MemoryStore):
+    def __init__(self, name: str) -> None:
+        super().__init__(name, clock=lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "noticed_by"),
+    [
+        (ForgetfulDelete, "a_deleted_key_is_absent"),
+        (CreatesUnderAnEtag, "an_etag_never_fits_an_absent_key"),
+        (WritesOneAfterTheOther, "one_stale_etag_leaves_nothing_written"),
+        (WritesOneAfterTheOther, "conditions_see_the_state_before_the_multi"),
+        (LosesEmptyValues, "values_come_back_as_they_are"),
+        (IgnoresTimeToLive, "a_row_is_there_until_it_expires"),
+    ],
+)
+async def test_the_suite_notices_what_is_broken(broken: type[MemoryStore], noticed_by: str) -> None:
+    case = next(case for case in conformance.CASES if case.name == noticed_by)
+    with pytest.raises((ConformanceError, ETagMismatchError)):
+        await case.check(lambda: broken("broken"), SetClock().wait)
+
+
+async def test_all_failures_are_reported_together() -> None:
+    keeper = LosesEmptyValues("broken")
+    with pytest.raises(ExceptionGroup) as failed:
+        await check_store(lambda: LosesEmptyValues("broken"), SetClock().wait)
+    notes = [note for error in failed.value.exceptions for note in error.__notes__]
+    assert {"in case values_come_back_as_they_are", "in case a_value_is_replaced"} <= set(notes)
+    await keeper.aclose()
+
+
+async def test_a_case_skips_by_the_standard_exception() -> None:
+    case = next(case for case in conformance.CASES if Feature.WATCH in case.needs)
+    with pytest.raises(unittest.SkipTest, match="watch"):
+        await case.check(lambda: KeyValueStore("poor"))
