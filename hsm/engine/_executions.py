@@ -120,9 +120,9 @@ class Executions:
         """
         while True:
             execution = self._cache.pop(key, None)
-            loaded = execution is None
+            loaded = False
             if execution is None:
-                execution = await self._load(key)
+                execution, loaded = await self._load(key)
             else:
                 self._cache[key] = execution
             if execution.owner is not None and execution.owner is asyncio.current_task():
@@ -140,7 +140,8 @@ class Executions:
             self.evict(execution)
             execution.lock.release()
 
-    async def _load(self, key: ExecutionKey) -> Execution:
+    async def _load(self, key: ExecutionKey) -> tuple[Execution, bool]:
+        """The execution, and whether it was read just now: somebody may have loaded it meanwhile."""
         try:
             execution = await load_execution(
                 self._store, self._registry, key, self.partition(key), self._options.loaded_nodes
@@ -149,9 +150,9 @@ class Executions:
             raise translated(error) from error
         other = self._cache.get(key)
         if other is not None:
-            return other
+            return other, False
         self.admit(execution)
-        return execution
+        return execution, True
 
     async def _is_current(self, execution: Execution) -> bool:
         try:
@@ -206,7 +207,7 @@ class Executions:
         claim: QueuedTask | None,
         keep_claim: bool,
     ) -> ResultT | _Again:
-        begin(execution)
+        begin(execution, reading=reading)
         try:
             result = fn(locate(execution, ref, checked))
             if reading:
@@ -350,7 +351,7 @@ class Access:
             execution = await self._executions.acquire(key, fresh=True)
             try:
                 if await self._executions.load_whole(execution):
-                    begin(execution)
+                    begin(execution, reading=self._reading)
                     node = locate(execution, self._ref, self._claim)
                     execution.owner = asyncio.current_task()
                     self._execution = execution
@@ -391,11 +392,12 @@ def _nothing(_: Node) -> None:
     """What a task does to the tree that does nothing but end."""
 
 
-def begin(execution: Execution) -> None:
-    """Open the tree for a transaction."""
+def begin(execution: Execution, *, reading: bool = False) -> None:
+    """Open the tree for a transaction. References made under one for reading know of no version to come."""
     state = execution.root._state
     last = execution.version
-    state.version = VersionedTransition(last.failover_version, last.transition_count + 1)
+    count = last.transition_count if reading else last.transition_count + 1
+    state.version = VersionedTransition(last.failover_version, count)
     state.depth = 1
     state.sealed = False
 

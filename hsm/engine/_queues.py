@@ -83,6 +83,10 @@ class Dispatcher:
         """A task that is held in memory."""
         return self._tasks.get(task_id)
 
+    def next_due(self) -> int | None:
+        """When the next of the tasks in memory that wait for their time is due, in nanoseconds."""
+        return self._delayed.next_deadline()
+
     def start(self) -> None:
         """Begin to run what has been offered."""
         self._started = True

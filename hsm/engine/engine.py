@@ -115,12 +115,15 @@ class Engine:
         self._dispatcher.stop()
         for reader in self._readers:
             reader.cancel()
-        if self._runs:
-            grace = self._options.drain_timeout if kind is None else timedelta()
-            _, late = await asyncio.wait(self._runs, timeout=grace.total_seconds())
-            for run in late:
+        try:
+            if self._runs:
+                grace = self._options.drain_timeout if kind is None else timedelta()
+                await asyncio.wait(self._runs, timeout=grace.total_seconds())
+        finally:
+            for run in self._runs:
                 run.cancel()
-        await self._background.__aexit__(kind, error, trace)
+            # What the block raised is the caller's and stays as it is: the group need not know.
+            await self._background.__aexit__(None, None, None)
 
     def now(self) -> datetime:
         """The present time, by the engine's clock."""
