@@ -1,0 +1,5 @@
+"""`python -m hsm.cli` is `hsm`."""
+
+from hsm.cli._main import main
+
+main()

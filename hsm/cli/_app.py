@@ -1,0 +1,168 @@
+"""The commands and their arguments; how errors end a command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+
+from hsm.cli import _deliver, _demo, _inspect
+from hsm.cli._database import NAMESPACE
+from hsm.errors import HSMError
+from persistence.errors import PersistenceError
+
+__all__ = ["run"]
+
+_UNUSABLE: Final = 2
+_INTERRUPTED: Final = 130
+_SWITCH_SECONDS: Final = 0.0005
+
+_database = click.option(
+    "--db", "url", required=True, metavar="URL", help="Of the database, for example sqlite:///deliveries.db."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hsm-toolkit", prog_name="hsm")
+def cli() -> None:
+    """Durable state machines: deliver webhooks from a file, and look into a database."""
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_database
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=32, show_default=True, help="At once to a destination."
+)
+@click.option(
+    "--first-retry",
+    type=click.FloatRange(0.001, 86400),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Pause after the first failed attempt; doubled after each other.",
+)
+@click.option(
+    "--longest-retry",
+    type=click.FloatRange(0.001, 604800),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="The longest pause.",
+)
+def deliver(file: Path, url: str, concurrency: int, first_retry: float, longest_retry: float) -> int:
+    """Deliver the requests in FILE, one JSON object on each line.
+
+    Killed at any time and run again, it goes on where it was. Exits with 0 if everything was delivered, 1 if
+    deliveries failed for good or lines were refused, and 2 if the arguments or the database cannot be used.
+    """
+    options = _deliver.DeliverOptions(
+        concurrency=concurrency, first_retry=first_retry, longest_retry=longest_retry
+    )
+    _allow_many_connections()
+    return _run(_deliver.deliver(file, url, options, _out(), _err()))
+
+
+@cli.command()
+@_database
+@click.option("--namespace", default="", help="Only executions of this namespace.")
+@click.option("--state", help="List the executions in this state, too.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Executions to list.")
+def status(url: str, namespace: str, state: str | None, limit: int) -> int:
+    """Count the executions of a database by state."""
+    return _run(_inspect.status(_out(), url, namespace, state, limit))
+
+
+@cli.command()
+@_database
+@click.option("--namespace", default=NAMESPACE, show_default=True, help="Of the execution.")
+@click.argument("id_", metavar="ID")
+def show(url: str, namespace: str, id_: str) -> int:
+    """Draw the execution ID with its pending tasks."""
+    return _run(_inspect.show(_out(), url, namespace, id_))
+
+
+@cli.command()
+@_database
+@click.option("--replay", is_flag=True, help="Put the tasks named back into their queues.")
+@click.argument("tasks", nargs=-1, metavar="[TASK_ID]...")
+def dead(url: str, replay: bool, tasks: tuple[str, ...]) -> int:
+    """List the tasks that are not tried again, or replay some."""
+    if replay != bool(tasks):
+        raise click.UsageError("--replay goes with the ids of the tasks to replay")
+    return _run(_inspect.dead(_out(), url, tasks))
+
+
+@cli.command()
+@click.option("--count", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Deliveries.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the files here.")
+def demo(count: int, keep: Path | None) -> int:
+    """Deliver to a flaky receiver, with a SIGKILL in the middle, and check that nothing is lost."""
+    with _demo.demo_folder(keep) as folder:
+        return _run(_demo.demo(_out(), count, folder))
+
+
+def run() -> int:
+    """Run the command line; the exit status."""
+    # A waiting writer thread gets the interpreter sooner from a busy event loop.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        status_: object = cli(standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except (HSMError, PersistenceError) as error:
+        _tell(error)
+        return _UNUSABLE
+    except BrokenPipeError:
+        # Nobody reads on, as in `hsm status | head`; the interpreter shall not try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status_ if isinstance(status_, int) else 0
+
+
+def _run(command: Coroutine[None, None, int]) -> int:
+    """Run a command; an error of ours ends it with one line, and anything else with a traceback."""
+    try:
+        return asyncio.run(command)
+    except* (HSMError, PersistenceError) as group:
+        for error in {str(error): error for error in _leaves(group)}.values():
+            _tell(error)
+    return _UNUSABLE
+
+
+def _tell(error: BaseException) -> None:
+    _err().print(f"hsm: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _out() -> Console:
+    return Console()
+
+
+def _err() -> Console:
+    return Console(stderr=True)
+
+
+def _allow_many_connections() -> None:
+    """Each destination may have its connections open: as many files as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,240 @@
+"""`hsm deliver`: the lines of a file become executions, and a run ends when all of them are through."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import uuid
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import attrs
+from rich.console import Console
+
+from hsm.cli._database import NAMESPACE, open_store
+from hsm.cli._errors import CommandError, ConflictingLineError, LineError
+from hsm.cli._lines import Delivery, read_lines
+from hsm.cli._progress import show_progress
+from hsm.cli._tally import Tally
+from hsm.components import callback
+from hsm.components.callback import Callback, CallbackOptions, Scheduled, scheduled
+from hsm.components.callback.http import HttpSender
+from hsm.engine import Backoff, Engine, EngineOptions
+from hsm.errors import ExecutionAlreadyStartedError, RetryLaterError
+from hsm.machine import Lifecycle
+from hsm.ref import ExecutionKey
+from hsm.registry import Registry
+
+__all__ = ["DeliverOptions", "deliver"]
+
+# Starts that wait for a commit at once: the store writes them together.
+_STARTS: Final = 128
+_START_TRIES: Final = 3
+_TIMERS: Final = 256
+_IDLE_SECONDS: Final = 1.0
+# With another process at work on the same database, not every end is seen here.
+_RECOUNT_AFTER_IDLE: Final = 30
+_STOP_GRACE: Final = timedelta(seconds=5)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNAL_STATUS: Final = 128
+
+
+@attrs.frozen(kw_only=True)
+class DeliverOptions:
+    """How to deliver.
+
+    Attributes:
+        concurrency: requests at once to one destination.
+        first_retry: the pause after the first failed attempt, in seconds; doubled each time.
+        longest_retry: the longest pause, in seconds.
+    """
+
+    concurrency: int = 32
+    first_retry: float = 1.0
+    longest_retry: float = 3600.0
+
+
+async def deliver(path: Path, url: str, options: DeliverOptions, out: Console, errors: Console) -> int:
+    """Deliver a file, and whatever the database still has to deliver; the exit status."""
+    # Opened first: a file that cannot be read must not leave a database behind.
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+    with file, _stop_signals() as stopped:
+        async with open_store(url) as store:
+            async with Engine(_registry(), store, run_tasks=False) as engine:
+                tally = await Tally.of(engine)
+            async with (
+                HttpSender() as sender,
+                Engine(_registry(sender, tally, options), store, _engine_options(options)) as engine,
+                show_progress(out, tally),
+            ):
+                run = _Run(engine, tally, errors, path)
+                stop = await _first(run.all(read_lines(file)), stopped)
+        _summarize(out, tally, path, stop)
+    if stop is not None:
+        return _SIGNAL_STATUS + stop
+    return 0 if tally.flawless else 1
+
+
+def _registry(
+    sender: HttpSender | None = None, tally: Tally | None = None, options: DeliverOptions | None = None
+) -> Registry:
+    registry = Registry()
+    options = options or DeliverOptions()
+    delays = Backoff(timedelta(seconds=options.first_retry), timedelta(seconds=options.longest_retry))
+    callback.register(
+        registry,
+        sender or HttpSender(),
+        CallbackOptions(delays=delays),
+        observer=None if tally is None else tally.add_attempt,
+    )
+    return registry
+
+
+def _engine_options(options: DeliverOptions) -> EngineOptions:
+    return EngineOptions(
+        concurrency=options.concurrency,
+        # Timers have no destination, and no receiver that could be overrun.
+        concurrency_of=lambda _namespace, _group, destination: None if destination else _TIMERS,
+        drain_timeout=_STOP_GRACE,
+    )
+
+
+class _Run:
+    """One run over a file."""
+
+    def __init__(self, engine: Engine, tally: Tally, errors: Console, path: Path) -> None:
+        self._engine = engine
+        self._tally = tally
+        self._errors = errors
+        self._path = path
+
+    async def all(self, lines: Iterator[Delivery | LineError]) -> None:
+        """Return when every delivery is through."""
+        async with asyncio.TaskGroup() as starters:
+            for _ in range(_STARTS):
+                starters.create_task(self._start_some(lines))
+        await self._finish()
+
+    async def _start_some(self, lines: Iterator[Delivery | LineError]) -> None:
+        """Take lines until there are none; what comes first in the file reaches the store first."""
+        for line in lines:
+            if isinstance(line, LineError):
+                self._refuse(line)
+                # A file full of errors must not hold up the deliveries.
+                await asyncio.sleep(0)
+                continue
+            try:
+                await self._start(line)
+            except LineError as error:
+                self._refuse(error)
+
+    def _refuse(self, error: LineError) -> None:
+        self._tally.refused += 1
+        self._errors.print(
+            f"{self._path}: {type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    async def _start(self, delivery: Delivery) -> None:
+        request_id = delivery.digest
+        key = ExecutionKey(NAMESPACE, delivery.id, uuid.uuid4().hex)
+        for tries in range(1, _START_TRIES + 1):
+            data = Callback.new(
+                delivery.request,
+                request_id=request_id,
+                max_attempts=delivery.max_attempts,
+                registration_time=self._engine.now(),
+            )
+            try:
+                ref = await self._engine.start(
+                    key,
+                    data,
+                    request_id=request_id,
+                    on_start=lambda node: node.apply(scheduled, Scheduled()),
+                )
+            except ExecutionAlreadyStartedError as error:
+                raise ConflictingLineError(
+                    delivery.line, f"there is another delivery with the id {delivery.id!r} already"
+                ) from error
+            except RetryLaterError:
+                # The same request is recognised if the first try did reach the store.
+                if tries == _START_TRIES:
+                    raise
+            else:
+                self._tally.add_line(delivery.id, new=ref.execution.run_id == key.run_id)
+                return
+
+    async def _finish(self) -> None:
+        """Return when nothing is left that could still be delivered."""
+        tally, idle = self._tally, 0
+        while tally.unfinished:
+            tally.changed.clear()
+            try:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    await tally.changed.wait()
+                idle = 0
+            except TimeoutError:
+                idle += 1
+                await tally.count_dead(self._engine)
+                if idle % _RECOUNT_AFTER_IDLE == 0:
+                    tally.waiting = await self._engine.count(namespace=NAMESPACE, status=Lifecycle.RUNNING)
+
+
+@contextmanager
+def _stop_signals() -> Generator[asyncio.Future[int], None, None]:
+    """A future that the first SIGINT or SIGTERM sets; the second one ends the process as usual."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[int] = loop.create_future()
+
+    def stop(number: int) -> None:
+        if not stopped.done():
+            stopped.set_result(number)
+        restore()
+
+    def restore() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield stopped
+    finally:
+        restore()
+        stopped.cancel()
+
+
+async def _first(work: Coroutine[None, None, None], stopped: asyncio.Future[int]) -> int | None:
+    """Do the work until it is done or a signal comes; the signal's number."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+            return None
+        return stopped.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+def _summarize(out: Console, tally: Tally, path: Path, stop: int | None) -> None:
+    lines = tally.started + tally.known + tally.refused
+    text = [
+        f"{path}: {lines} lines: {tally.started} new, {tally.known} known, {tally.refused} refused",
+        f"this run: {tally.confirmed} delivered, {tally.failed} failed for good, {tally.retries} retries",
+        f"in all: {tally.all_confirmed} delivered, {tally.all_failed} failed, {tally.unfinished} waiting",
+    ]
+    if tally.all_failed > tally.dead:
+        text.append("`hsm status --state FAILED` lists what has failed for good")
+    if tally.dead:
+        text.append(f"{tally.dead} deliveries met an error of their own; `hsm dead` shows and replays them")
+    if stop is not None:
+        text.append(f"stopped by {signal.Signals(stop).name}; run the same command again to go on")
+    out.print("\n".join(text), markup=False, highlight=False, soft_wrap=True)

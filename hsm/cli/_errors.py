@@ -1,0 +1,37 @@
+"""Errors of the command line: one line each, without a traceback."""
+
+from __future__ import annotations
+
+from hsm.errors import HSMError
+
+__all__ = ["CommandError", "ConflictingLineError", "LineError", "MalformedLineError", "OversizedLineError"]
+
+
+class CommandError(HSMError):
+    """A command cannot be carried out as it was given."""
+
+
+class LineError(HSMError):
+    """A line of a deliveries file is refused; the others are delivered.
+
+    Attributes:
+        line: its number, from 1.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+        self.reason = reason
+
+
+class MalformedLineError(LineError):
+    """The line is no delivery."""
+
+
+class OversizedLineError(LineError):
+    """The line is longer than a line may be."""
+
+
+class ConflictingLineError(LineError):
+    """There is another delivery with this id."""
