@@ -3,7 +3,6 @@
 from persistence.connect import (
     ENTRY_POINT_GROUP,
     connect,
-    require,
 )
 from persistence.errors import (
     BulkError,
@@ -25,6 +24,7 @@ from persistence.errors import (
     TransactionTooLargeError,
     UnknownSchemeError,
 )
+from persistence.features import require
 from persistence.options import (
     check_delete_request_options,
     check_set_request_options,

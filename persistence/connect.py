@@ -1,38 +1,19 @@
-"""From a URL to a store, and from a store to what a caller needs of it."""
+"""From a URL to a store."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from typing import Final, cast
+from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from persistence.errors import FeatureMissingError, InvalidRequestError, UnknownSchemeError
-from persistence.store import (
-    EngineStore,
-    Feature,
-    KeysLikeStore,
-    OrderedStore,
-    PrefixDeleteStore,
-    Store,
-    StoreT,
-    TransactionalStore,
-    WatchableStore,
-)
+from persistence.errors import InvalidRequestError, UnknownSchemeError
+from persistence.store import Store
 
-__all__ = ["ENTRY_POINT_GROUP", "connect", "require"]
+__all__ = ["ENTRY_POINT_GROUP", "connect"]
 
 ENTRY_POINT_GROUP: Final = "persistence.stores"
 """Entry points of this group add schemes: the name is the scheme, the object a function from URL to store."""
-
-_NEEDS: Final[Mapping[object, frozenset[Feature]]] = {
-    TransactionalStore: frozenset({Feature.TRANSACTIONAL}),
-    OrderedStore: frozenset({Feature.SCAN}),
-    EngineStore: frozenset({Feature.ETAG}),
-    WatchableStore: frozenset({Feature.WATCH}),
-    KeysLikeStore: frozenset({Feature.KEYS_LIKE}),
-    PrefixDeleteStore: frozenset({Feature.DELETE_WITH_PREFIX}),
-}
 
 
 def connect(url: str) -> Store:
@@ -59,25 +40,6 @@ def connect(url: str) -> Store:
     if not scheme:
         raise UnknownSchemeError(f"the URL of a store begins with a scheme and `://`; known schemes: {known}")
     raise UnknownSchemeError(f"no store is installed for the scheme {scheme!r}; known schemes: {known}")
-
-
-def require(store: Store, kind: Callable[..., StoreT]) -> StoreT:
-    """The same store, typed as what the caller needs: `require(store, EngineStore)`.
-
-    `kind` is one of the protocols of `persistence.store`, or a protocol that combines some of them. (It is
-    annotated as something callable, because type checkers do not let a protocol pass as a `type`.)
-
-    Raises:
-        FeatureMissingError: names the features that the store lacks.
-    """
-    needed: frozenset[Feature] = frozenset()
-    for base in getattr(kind, "__mro__", ()):
-        needed |= _NEEDS.get(base, frozenset())
-    missing = sorted(feature.value for feature in needed - store.features)
-    if missing:
-        name = getattr(kind, "__name__", repr(kind))
-        raise FeatureMissingError(f"{store!r} cannot serve as {name}: it lacks {', '.join(missing)}")
-    return cast("StoreT", store)  # its features say that it has the methods
 
 
 def _load(entry_point: importlib.metadata.EntryPoint, url: str) -> Store:

@@ -61,10 +61,10 @@ class Transaction:
     def __init__(
         self, partition: str, conditions: Sequence[Condition], writes: Sequence[Write], size: int
     ) -> None:
-        self.partition = partition
-        self.conditions = conditions
-        self.writes = writes
-        self.size = size
+        self.partition: str = partition
+        self.conditions: Sequence[Condition] = conditions
+        self.writes: Sequence[Write] = writes
+        self.size: int = size
 
 
 class Decision(NamedTuple):

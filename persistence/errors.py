@@ -80,7 +80,7 @@ class BulkItemError(PersistenceError):
         self.partition = partition
         self.key = key
         self.error = error
-        self.__cause__ = error
+        self.__cause__: BaseException | None = error
 
 
 class BulkError(PersistenceError):
@@ -88,7 +88,7 @@ class BulkError(PersistenceError):
 
     def __init__(self, errors: Sequence[BulkItemError]) -> None:
         super().__init__(f"{len(errors)} items failed: " + "; ".join(str(error) for error in errors))
-        self.errors = tuple(errors)
+        self.errors: tuple[BulkItemError, ...] = tuple(errors)
 
 
 class TransactionTooLargeError(InvalidRequestError):

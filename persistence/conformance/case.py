@@ -11,8 +11,8 @@ from typing import Final, Generic, Self, TypeAlias, TypeVar
 
 import attrs
 
-from persistence.connect import require
 from persistence.errors import ETagMismatchError
+from persistence.features import require
 from persistence.store import (
     Concurrency,
     DeleteOptions,
@@ -115,7 +115,7 @@ class World:
 
     def __init__(self, store: Store, open_store: OpenStore, wait: Wait) -> None:
         self.store = store
-        self.partition = f"conformance/{uuid.uuid4().hex}"
+        self.partition: str = f"conformance/{uuid.uuid4().hex}"
         self.open_store = open_store
         self.wait = wait
 

@@ -9,16 +9,16 @@ from typing import Final
 import attrs
 
 from persistence.conformance import (
-    basics,
-    bulk,
-    concurrency,
-    etags,
-    expiry,
-    limits,
-    listing,
-    scans,
-    transactions,
-    watches,
+    _basics,
+    _bulk,
+    _concurrency,
+    _etags,
+    _expiry,
+    _limits,
+    _listing,
+    _scans,
+    _transactions,
+    _watches,
 )
 from persistence.conformance.case import Case, OpenStore, Wait
 
@@ -27,16 +27,16 @@ __all__ = ["CASES", "Report", "check_store"]
 CASES: Final[tuple[Case, ...]] = tuple(
     case
     for module in (
-        basics,
-        etags,
-        bulk,
-        transactions,
-        concurrency,
-        limits,
-        expiry,
-        scans,
-        listing,
-        watches,
+        _basics,
+        _etags,
+        _bulk,
+        _transactions,
+        _concurrency,
+        _limits,
+        _expiry,
+        _scans,
+        _listing,
+        _watches,
     )
     for case in module.cases.all
 )

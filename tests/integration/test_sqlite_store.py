@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -167,12 +168,12 @@ async def test_a_multi_ends_beside_a_loop_that_is_never_idle(tmp_path: Path) -> 
 
 async def test_a_commit_that_fails_at_the_disk_is_unknown_and_stops_the_store(tmp_path: Path) -> None:
     class FailingConnection(sqlite3.Connection):
-        def execute(self, statement: str, *arguments: object) -> sqlite3.Cursor:  # type: ignore[override]
+        def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
             if statement == "COMMIT":
                 error = sqlite3.OperationalError("disk I/O error")
                 error.sqlite_errorcode = sqlite3.SQLITE_IOERR
                 raise error
-            return super().execute(statement, *arguments)
+            return super().execute(statement, parameters)
 
     path = tmp_path / "state.db"
     async with SqliteStore(path) as store:

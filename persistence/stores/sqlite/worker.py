@@ -25,8 +25,8 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self.started = 0
-        self.finished = 0
+        self.started: int = 0
+        self.finished: int = 0
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Callable[[], Callable[[], None]] | None] = SimpleQueue()
         # A daemon, so that a program which forgets to close its store can still end.

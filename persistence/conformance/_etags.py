@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
 from persistence.errors import ETagInvalidError, ETagMismatchError
 from persistence.store import Concurrency, DeleteOptions, DeleteRequest, Feature, SetOptions, SetRequest
 
 __all__ = ["cases"]
 
-cases = Cases(Feature.ETAG)
+cases: Final = Cases(Feature.ETAG)
 
 
 @cases.case()

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
-from persistence.connect import require
 from persistence.errors import InvalidRequestError, KeysLikeEmptyPatternError
+from persistence.features import require
 from persistence.store import (
     Feature,
     KeysLikeRequest,
@@ -18,7 +18,7 @@ from persistence.store import (
 
 __all__ = ["cases"]
 
-cases = Cases()
+cases: Final = Cases()
 
 _KEYS: Final = (
     "key1",

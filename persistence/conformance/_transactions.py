@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
 from persistence.errors import ETagInvalidError, ETagMismatchError, InvalidRequestError
 from persistence.store import ABSENT, Absent, CheckRequest, Feature, Operation, SetRequest
 
 __all__ = ["cases"]
 
-cases = Cases(Feature.TRANSACTIONAL)
+cases: Final = Cases(Feature.TRANSACTIONAL)
 
 
 def _check(world: World, key: str, etag: str | Absent) -> CheckRequest:

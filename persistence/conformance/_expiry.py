@@ -13,7 +13,7 @@ from persistence.store import ABSENT, CheckRequest, Feature, GetRequest, Operati
 
 __all__ = ["cases"]
 
-cases = Cases(Feature.TTL)
+cases: Final = Cases(Feature.TTL)
 
 # Some databases count whole seconds, or raise shorter times to two.
 _SHORT_SECONDS: Final = 2

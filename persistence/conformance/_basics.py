@@ -23,7 +23,7 @@ from persistence.store import (
 
 __all__ = ["cases"]
 
-cases = Cases()
+cases: Final = Cases()
 
 _INTERFACES: Final[dict[Feature, type]] = {
     Feature.TRANSACTIONAL: TransactionalStore,

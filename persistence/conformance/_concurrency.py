@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from persistence.conformance.case import Cases, Refused, World, expect_equal
 from persistence.errors import ETagMismatchError
@@ -10,7 +11,7 @@ from persistence.store import ABSENT, CheckRequest, Feature, GetRequest, SetRequ
 
 __all__ = ["cases"]
 
-cases = Cases()
+cases: Final = Cases()
 
 _CALLERS = 20
 _ROUNDS = 5

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from persistence.conformance.case import Cases, ConformanceError, World
-from persistence.connect import require
+from persistence.features import require
 from persistence.store import Change, ChangeKind, Feature, WatchableStore
 
 __all__ = ["cases"]
 
-cases = Cases(Feature.WATCH)
+cases: Final = Cases(Feature.WATCH)
 
 _PATIENCE_SECONDS: Final = 10.0
 

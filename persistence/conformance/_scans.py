@@ -11,7 +11,7 @@ from persistence.store import Feature, SetRequest
 
 __all__ = ["cases"]
 
-cases = Cases(Feature.SCAN)
+cases: Final = Cases(Feature.SCAN)
 
 # In code-point order. UTF-16 units would put the last three before U+E000 and U+FFFF, and collations of
 # languages would mix upper and lower case and accents.

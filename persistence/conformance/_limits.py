@@ -10,7 +10,7 @@ from persistence.store import Feature
 
 __all__ = ["cases"]
 
-cases = Cases()
+cases: Final = Cases()
 
 _AFFORDABLE_BYTES: Final = 64 * 1024 * 1024
 _AFFORDABLE_OPERATIONS: Final = 20_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
 from persistence.errors import BulkError, ETagMismatchError, InvalidRequestError
@@ -10,7 +11,7 @@ from persistence.store import BulkGetResponse, Feature, GetRequest
 
 __all__ = ["cases"]
 
-cases = Cases()
+cases: Final = Cases()
 
 
 async def _bulk_get(world: World, keys: Sequence[str], parallelism: int = 0) -> Sequence[BulkGetResponse]:
