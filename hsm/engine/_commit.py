@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from hsm.engine._execution import Execution
 from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
@@ -23,7 +26,15 @@ from persistence.proto.execution_pb2 import (
     TombstoneRow,
 )
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
-from persistence.store import CheckRequest, DeleteRequest, EngineStore, Item, Operation, SetRequest
+from persistence.store import (
+    CheckRequest,
+    DeleteRequest,
+    EngineStore,
+    GetRequest,
+    Item,
+    Operation,
+    SetRequest,
+)
 
 __all__ = ["Commit", "Removed", "check_task", "find_removed", "plan"]
 
@@ -56,11 +67,15 @@ class Removed(NamedTuple):
         segments: where it was, as part of the rows' keys.
         before_ordinal: its rows have a lower ordinal.
         keys: of its rows; None if they are too many for one commit.
+        tasks: that its machines have waited for, as far as the rows were read.
+        number: of its tombstone, never used twice in an execution.
     """
 
     segments: str
     before_ordinal: int
     keys: Sequence[str] | None
+    tasks: Sequence[StateMachineTask] = ()
+    number: int = 0
 
 
 class Commit:
@@ -268,12 +283,16 @@ class _Planner:
             check_task(task, self.ref_to(node, message.machine_transition_count), node)
         except StaleReferenceError:
             return True
+        except Exception:  # noqa: BLE001 - a `validate` that fails must not hold up other tasks' commits
+            return False
         return False
 
     def remove(self, removed: Removed) -> None:
         """Delete the rows of a subtree, or leave them to the sweeper."""
         execution = self.execution
         self.delete(execution.prefix + removed.segments)
+        for task in removed.tasks:
+            self.withdraw(task)
         if removed.keys is not None:
             for key in removed.keys:
                 self.delete(key)
@@ -281,7 +300,7 @@ class _Planner:
         tombstone = TombstoneRow(segments=removed.segments, before_ordinal=removed.before_ordinal)
         name = tombstone.execution
         name.namespace, name.id, name.run_id = execution.key
-        self.write(tombstone_key(*execution.key, removed.before_ordinal), tombstone.SerializeToString())
+        self.write(tombstone_key(*execution.key, removed.number), tombstone.SerializeToString())
         self.commit.tombstones = True
 
 
@@ -357,13 +376,29 @@ def _holder(root: Node, claim: QueuedTask) -> Node | None:
 
 
 async def find_removed(store: EngineStore, execution: Execution, limit: int) -> list[Removed]:
-    """What the store holds of the subtrees that were deleted; of those over `limit` rows, that they are."""
+    """What the store holds of the subtrees that were deleted, up to `limit` rows in all."""
     found: list[Removed] = []
-    for path, before_ordinal in execution.root._state.removed:
+    partition, state = execution.partition, execution.root._state
+    for path, before_ordinal in state.removed:
         segments = row_segments(path)
         key = execution.prefix + segments
-        below = store.scan(execution.partition, key + "/", key + AFTER_SLASH, limit=limit + 1)
+        own = await store.get(GetRequest(partition=partition, key=key))
+        below = store.scan(partition, key + "/", key + AFTER_SLASH, limit=limit + 1)
         items: list[Item] = [item async for item in below]
-        keys = [item.key for item in items] if len(items) <= limit else None
-        found.append(Removed(segments, before_ordinal, keys))
+        if len(items) > limit:
+            tasks = _tasks_of([own.data or b""])
+            found.append(Removed(segments, before_ordinal, None, tasks, state.take_ordinal()))
+            continue
+        limit -= len(items)
+        tasks = _tasks_of([own.data or b"", *(item.value for item in items)])
+        found.append(Removed(segments, before_ordinal, [item.key for item in items], tasks))
     return found
+
+
+def _tasks_of(rows: Iterable[bytes]) -> list[StateMachineTask]:
+    """The pending tasks in rows of machines; those of a row that cannot be decoded find out by themselves."""
+    tasks: list[StateMachineTask] = []
+    for row in rows:
+        with contextlib.suppress(DecodeError):
+            tasks += StateMachineNode.FromString(row).tasks
+    return tasks

@@ -88,7 +88,10 @@ class Executions:
         if key.run_id:
             return key
         row = current_run_key(key.namespace, key.id)
-        found = await self._store.get(GetRequest(partition=self.partition(key), key=row))
+        try:
+            found = await self._store.get(GetRequest(partition=self.partition(key), key=row))
+        except storage.PersistenceError as error:
+            raise translated(error) from error
         if found.data is None:
             raise ExecutionNotFoundError(f"there is no execution {key.namespace}/{key.id}")
         return key._replace(run_id=decode_row(CurrentRun, row, found.data).run_id)
@@ -284,7 +287,10 @@ class Executions:
         """
         removed: list[Removed] = []
         if execution.root._state.removed:
-            removed = await find_removed(self._store, execution, self._options.delete_rows)
+            try:
+                removed = await find_removed(self._store, execution, self._options.delete_rows)
+            except storage.PersistenceError as error:
+                raise translated(error) from error
         now = self._options.clock.time_ns()
         commit = plan(
             self._registry, self._ids, execution, now, claim=claim, keep_claim=keep_claim, removed=removed

@@ -47,6 +47,9 @@ class Loader:
     async def poll(self, until_nanos: int) -> None:
         """Look for rows that another process has written: timers due until then, and all other tasks."""
         for partition in self._partitions:
+            window = self._timers[partition]
+            if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
+                await self.load_timers(partition)
             end = timer_key(until_nanos, "")
             async for item in self._store.scan(partition, "t/", end, limit=self._window):
                 self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))

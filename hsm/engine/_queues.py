@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine.clock import Clock, TimerHandle
 from hsm.engine.deadlines import DeadlineQueue
 
 __all__ = ["Dispatcher", "TaskQueue"]
+
+_REMEMBERED: Final = 10_000
 
 
 class TaskQueue:
@@ -62,6 +65,7 @@ class Dispatcher:
         self._alarm: TimerHandle | None = None
         self._alarm_at = 0
         self._started = False
+        self._finished: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -107,9 +111,12 @@ class Dispatcher:
         return queue is not None and queue.held >= self._buffer
 
     def offer(self, task: QueuedTask) -> bool:
-        """Take a task into memory; False if its queue is full or has the task already."""
+        """Take a task into memory; False if its queue is full, has the task already, or has just had it.
+
+        A row may be read before its task ends, and arrive here afterwards.
+        """
         task_id = task.id
-        if task_id in self._tasks:
+        if task_id in self._tasks or self._finished.get(task_id) == task.etag:
             return False
         key = task.queue
         queue = self._queues.get(key)
@@ -136,6 +143,10 @@ class Dispatcher:
         """Forget a task that has just run."""
         queue = self._queues[task.queue]
         queue.running -= 1
+        finished = self._finished
+        finished[task.id] = task.etag
+        if len(finished) > _REMEMBERED:
+            del finished[next(iter(finished))]
         self._drop(queue, task.id)
         self._pump(queue)
 

@@ -92,7 +92,10 @@ def _create(
 
 async def _existing(store: EngineStore, partition: str, key: ExecutionKey, request_id: str) -> Ref:
     row = current_run_key(key.namespace, key.id)
-    found = await store.get(GetRequest(partition=partition, key=row))
+    try:
+        found = await store.get(GetRequest(partition=partition, key=row))
+    except storage.PersistenceError as error:
+        raise translated(error) from error
     current = decode_row(CurrentRun, row, found.data or b"")
     if request_id and current.request_id == request_id:
         return Ref(key._replace(run_id=current.run_id))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Final
+
 from hsm.engine._execution import decode_row
 from hsm.engine._rows import task_row_key
+from hsm.errors import SerializationError
 from persistence.errors import ETagMismatchError
 from persistence.executions import AFTER_SLASH, node_prefix
 from persistence.proto.execution_pb2 import TombstoneRow
@@ -12,6 +16,7 @@ from persistence.store import DeleteRequest, EngineStore, Item, Operation
 
 __all__ = ["sweep"]
 
+_log: Final = logging.getLogger("hsm.engine")
 _ROWS_A_COMMIT = 100
 
 
@@ -19,7 +24,11 @@ async def sweep(store: EngineStore, partition: str) -> None:
     """Delete what the tombstones of a shard cover, then the tombstones. May be broken off and begun again."""
     tombstones = [item async for item in store.scan(partition, "z/", "z" + AFTER_SLASH)]
     for tombstone in tombstones:
-        row = decode_row(TombstoneRow, tombstone.key, tombstone.value)
+        try:
+            row = decode_row(TombstoneRow, tombstone.key, tombstone.value)
+        except SerializationError as error:
+            _log.error("a tombstone is left alone: %s", error)
+            continue
         key = row.execution
         start = node_prefix(key.namespace, key.id, key.run_id) + row.segments
         batch: list[Item] = []
@@ -36,7 +45,11 @@ async def _delete(store: EngineStore, partition: str, tombstone: TombstoneRow, b
     operations: list[Operation] = []
     dead: list[Item] = []
     for item in batch:
-        node = decode_row(StateMachineNode, item.key, item.value)
+        try:
+            node = decode_row(StateMachineNode, item.key, item.value)
+        except SerializationError as error:
+            _log.error("a row of a deleted machine is left behind: %s", error)
+            continue
         # A row that is younger belongs to a machine that was added again under the same key.
         if node.ordinal >= tombstone.before_ordinal:
             continue

@@ -12,6 +12,7 @@ from hsm.engine._executions import Executions, translated
 from hsm.engine._loader import Loader
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, decode_task, kind_of
+from hsm.engine.clock import time_limit
 from hsm.engine.options import EngineOptions
 from hsm.errors import (
     DestinationDownError,
@@ -68,6 +69,10 @@ class Worker:
             # The engine is closing; the row stays for the next one.
             self._dispatcher.finish(task)
             raise
+        except Exception as failure:  # noqa: BLE001 - it is logged, with its traceback
+            # One task must not take the engine with it.
+            _log.exception("the end of task %s cannot be written down; it is tried again", task.id)
+            self._wait(task, failure)
 
     async def _execute(self, task: QueuedTask) -> Exception | None:
         try:
@@ -78,12 +83,16 @@ class Worker:
                 task.task = decode_task(self._registry, message.type, message.data, kind_of(task.row.kind))
             ref = task.ref()
             await self._executions.validate(ref, task)
-            timeout = self._timeout(task.row.info.type)
-            if timeout is None:
+            async with time_limit(self._options.clock, self._timeout(task.row.info.type)):
                 await execute(self._registry, self._environment, ref, task.task)
-            else:
-                async with asyncio.timeout(timeout.total_seconds()):
-                    await execute(self._registry, self._environment, ref, task.task)
+        except asyncio.CancelledError as error:
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+            # Nobody cancels this run: the executor let the cancellation of something else out.
+            cancelled = RuntimeError("the executor was cancelled by something that it awaited")
+            cancelled.__cause__ = error
+            return cancelled
         except Exception as error:  # noqa: BLE001 - whatever it is, `disposition` says what it means
             return error
         return None
@@ -99,8 +108,10 @@ class Worker:
         answer = Disposition.ACKNOWLEDGE
         if error is not None:
             answer = disposition(error, task.ref().path if task.row is not None else None)
+        asked = _asked(error)
         if isinstance(error, DestinationDownError) and isinstance(error.inner, Exception):
             error = error.inner
+            asked = asked or _asked(error)
         if task.spent:
             # The machine has moved on with the task; there is no row left to retry.
             if error is not None and answer not in {Disposition.ACKNOWLEDGE, Disposition.DROP}:
@@ -112,29 +123,28 @@ class Worker:
                 await self._acknowledge(task)
                 self._forget(task)
             elif answer is Disposition.RETRY_UNCOUNTED and error is not None:
-                self._wait(task, error)
+                self._wait(task, error, asked)
             elif error is not None:
-                await self._retry_or_bury(task, error, answer)
+                await self._retry_or_bury(task, error, answer, asked)
         except HSMError as failure:
             if not isinstance(failure, RetryLaterError):
                 raise
-            self._wait(task, failure)
+            self._wait(task, failure, failure.retry_after)
 
     def _forget(self, task: QueuedTask) -> None:
         self._dispatcher.finish(task)
         self._loader.gone(task)
 
-    def _wait(self, task: QueuedTask, error: Exception) -> None:
+    def _wait(self, task: QueuedTask, error: Exception, asked: timedelta | None = None) -> None:
         """Try again later, without a trace in the store: nothing is wrong with the task."""
+        _log.debug("task %s has to wait: %r", task.id, error)
         task.tries += 1
-        pause = self._pause(task.tries, error)
-        self._dispatcher.delay(task, self._options.clock.time_ns() + pause)
+        self._dispatcher.delay(task, self._options.clock.time_ns() + self._pause(task.tries, asked))
 
-    def _pause(self, attempt: int, error: Exception) -> int:
-        """Nanoseconds until the next try."""
+    def _pause(self, attempt: int, asked: timedelta | None) -> int:
+        """Nanoseconds until the next try; not before what the error has asked for."""
         pause = self._options.backoff.delay(attempt, self._options.random)
-        asked = getattr(error, "retry_after", None)
-        if isinstance(asked, timedelta):
+        if asked is not None:
             pause = max(pause, asked)
         return round(pause.total_seconds() * _NANOS)
 
@@ -152,7 +162,9 @@ class Worker:
                 return
         await self._write([DeleteRequest(partition=task.partition, key=task.key, etag=task.etag)])
 
-    async def _retry_or_bury(self, task: QueuedTask, error: Exception, answer: Disposition) -> None:
+    async def _retry_or_bury(
+        self, task: QueuedTask, error: Exception, answer: Disposition, asked: timedelta | None
+    ) -> None:
         failures = (task.row.failures if task.row is not None else 0) + 1
         if task.row is None or answer is Disposition.DEAD_LETTER or failures >= self._options.max_attempts:
             await self._bury(task, error)
@@ -162,7 +174,7 @@ class Worker:
         row = TaskRow()
         row.CopyFrom(task.row)
         row.failures = failures
-        row.not_before_nanos = self._options.clock.time_ns() + self._pause(failures, error)
+        row.not_before_nanos = self._options.clock.time_ns() + self._pause(failures, asked)
         row.last_error = _text(error)
         key = timer_key(row.not_before_nanos, task.id) if task.is_timer else task.key
         etag = await self._write(
@@ -207,6 +219,12 @@ class Worker:
             return None
         except storage.PersistenceError as error:
             raise translated(error) from error
+
+
+def _asked(error: Exception | None) -> timedelta | None:
+    """The pause that an error asks for."""
+    pause: object = getattr(error, "retry_after", None)
+    return pause if isinstance(pause, timedelta) else None
 
 
 def _text(error: Exception) -> str:

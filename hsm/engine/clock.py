@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import TracebackType
 from typing import Final, Protocol
 
-__all__ = ["Clock", "SystemClock", "TimerHandle", "from_nanos", "to_nanos"]
+__all__ = ["Clock", "SystemClock", "TimerHandle", "from_nanos", "time_limit", "to_nanos"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -42,6 +43,34 @@ class Clock(Protocol):
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
         """Call back on the event loop at `when_ns` or later; at once if that has passed."""
         ...
+
+
+class time_limit:  # noqa: N801 - stands where `asyncio.timeout` would
+    """As `asyncio.timeout`, by a clock of ours: cancel the block after a while, and raise `TimeoutError`."""
+
+    __slots__ = ("_alarm", "_clock", "_duration", "_scope")
+
+    def __init__(self, clock: Clock, duration: timedelta | None) -> None:
+        self._clock = clock
+        self._duration = duration
+        self._scope = asyncio.timeout(None)
+        self._alarm: TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        if self._duration is not None:
+            when = self._clock.time_ns() + self._duration // _MICROSECOND * 1000
+            self._alarm = self._clock.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        return await self._scope.__aexit__(kind, error, trace)
 
 
 class SystemClock:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -21,7 +22,7 @@ from hsm.engine._settings import shard_count
 from hsm.engine._start import start_execution
 from hsm.engine._sweeper import sweep
 from hsm.engine._worker import Worker
-from hsm.engine.clock import from_nanos
+from hsm.engine.clock import from_nanos, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree
 from hsm.engine.options import EngineOptions
@@ -75,7 +76,9 @@ class Engine:
         self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
         self._drainers: list[asyncio.Future[None]] = []
         self._partitions: list[str] = []
+        self._unswept: set[str] = set()
         self._recovered = not run_tasks
+        self._looking = False
         self._executions: Executions
         self._dispatcher: Dispatcher
         self._loader: Loader
@@ -104,8 +107,9 @@ class Engine:
         )
         await self._background.__aenter__()
         if self._run_tasks:
+            self._unswept.update(self._partitions)
             self._dispatcher.start()
-            self._read(self._keep_reading())
+            self._read(self._keep_reading)
         return self
 
     async def __aexit__(
@@ -197,7 +201,7 @@ class Engine:
         """
         key = await self._executions.resolve(ref.execution)
         ref = Ref(key, ref.path, initial_version=ref.initial_version)
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+        async with time_limit(self._options.clock, timeout):
             while True:
                 changed = asyncio.get_running_loop().create_future()
                 self._watchers.setdefault(key, []).append(changed)
@@ -270,7 +274,12 @@ class Engine:
 
     async def drain(self) -> None:
         """Return when no task runs and none could run now. Timers that are not due do not count."""
-        while not self._recovered or self._dispatcher.busy or len(self._readers) > self._run_tasks:
+        while (
+            not self._recovered
+            or self._looking
+            or self._dispatcher.busy
+            or len(self._readers) > self._run_tasks
+        ):
             quiet = asyncio.get_running_loop().create_future()
             self._drainers.append(quiet)
             await quiet
@@ -307,7 +316,7 @@ class Engine:
         for task in commit.queued:
             self._loader.offer(task)
         if commit.tombstones:
-            self._read(sweep(self._store, execution.partition))
+            self._read(partial(self._sweep, execution.partition))
 
     def _spawn(self, task: QueuedTask) -> None:
         run = self._background.create_task(self._worker.run(task))
@@ -318,10 +327,17 @@ class Engine:
         self._runs.discard(run)
         self._wake_drainers()
 
-    def _read(self, reading: Coroutine[None, None, None]) -> None:
-        reader = self._background.create_task(reading)
+    def _read(self, reading: Callable[[], Coroutine[None, None, None]]) -> None:
+        reader = self._background.create_task(self._guarded(reading))
         self._readers.add(reader)
         reader.add_done_callback(self._reader_ended)
+
+    async def _guarded(self, reading: Callable[[], Coroutine[None, None, None]]) -> None:
+        """What this does not get done, a poll does."""
+        try:
+            await reading()
+        except Exception as error:  # noqa: BLE001 - a bad row must not take the engine with it
+            _log.warning("reading ahead has failed: %r", error)
 
     def _reader_ended(self, reader: asyncio.Task[None]) -> None:
         self._readers.discard(reader)
@@ -334,25 +350,39 @@ class Engine:
         self._drainers.clear()
 
     def _refill(self, queue: QueueKey) -> None:
-        self._read(self._loader.refill(queue))
+        self._read(partial(self._loader.refill, queue))
 
     def _reload_timers(self, partition: str) -> None:
-        self._read(self._loader.load_timers(partition))
+        self._read(partial(self._loader.load_timers, partition))
 
     async def _keep_reading(self) -> None:
         """Take up what an earlier run has left, then look for what other processes write."""
-        await self._loader.load_all()
-        for partition in self._partitions:
-            await sweep(self._store, partition)
-        self._recovered = True
-        self._wake_drainers()
         interval = _nanos(self._options.poll_interval)
         while True:
-            await self._sleep_or(None)
+            self._looking = True
             try:
-                await self._loader.poll(self._options.clock.time_ns() + 2 * interval)
+                if self._recovered:
+                    await self._loader.poll(self._options.clock.time_ns() + 2 * interval)
+                else:
+                    await self._loader.load_all()
+                while self._unswept:
+                    await self._sweep(self._unswept.pop())
+                self._recovered = True
             except storage.StoreUnavailableError as error:
-                _log.warning("the store did not answer a poll, which is repeated: %s", error)
+                _log.warning("the store did not answer, and is asked again: %s", error)
+            except Exception:  # noqa: BLE001 - it is logged, with its traceback
+                _log.exception("the queues could not be read, which is tried again")
+            self._looking = False
+            self._wake_drainers()
+            await self._sleep_or(None)
+
+    async def _sweep(self, partition: str) -> None:
+        """Sweep a shard; what fails is begun again after the next poll."""
+        try:
+            await sweep(self._store, partition)
+        except BaseException:
+            self._unswept.add(partition)
+            raise
 
     async def _sleep_or(self, event: asyncio.Future[None] | None) -> None:
         """Sleep for a poll interval, or until the event."""

@@ -1,4 +1,4 @@
-"""Tools for tests: a clock that stands still, an engine that runs when told to, a store that fails on demand."""
+"""Tools for tests: a clock that stands still, an engine that runs when told to, a store that fails."""
 
 from hsm.testing.clock import FakeClock
 from hsm.testing.engine import TestEngine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -18,6 +19,7 @@ from persistence.stores.memory import MemoryStore
 
 __all__ = ["TestEngine"]
 
+_TURNS: Final = 3  # until whoever waits for the clock has woken up
 _OPTIONS: Final = EngineOptions(shard_count=1, poll_interval=timedelta(hours=1))
 
 
@@ -81,7 +83,12 @@ class TestEngine(Engine):
 
     async def skip_to(self, moment: datetime) -> None:
         """Let it be `moment`; timers and retries on the way run at their times."""
-        await self.clock.skip_to(moment, settle=self.drain)
+        await self.clock.skip_to(moment, settle=self._settle)
+
+    async def _settle(self) -> None:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        await self.drain()
 
     async def skip_to_next(self) -> datetime | None:
         """Go to the time at which the next timer or retry is due; that time, or None if there is none."""

@@ -45,9 +45,8 @@ class Database:
         """Rows of all partitions whose key starts with `prefix`, with their partition."""
         found: list[tuple[str, Item]] = []
         for partition in ["exec", *(f"exec/{shard}" for shard in range(64))]:
-            async for item in self.store.scan(partition, "", ""):
-                if item.key.startswith(prefix):
-                    found.append((partition, item))
+            items = self.store.scan(partition, "", "")
+            found += [(partition, item) async for item in items if item.key.startswith(prefix)]
         return found
 
     async def keys(self, *prefixes: str) -> list[str]:

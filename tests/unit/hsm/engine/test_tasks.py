@@ -1,0 +1,503 @@
+"""Tasks: they run after their commit, change state once, and go when they have become pointless."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from hsm import (
+    AccessType,
+    Environment,
+    Node,
+    NotRegisteredError,
+    Ref,
+    SerializationError,
+    StaleReferenceError,
+    TransitionOutput,
+)
+from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
+from tests.support.databases import Database
+from tests.support.jobs import (
+    Alarm,
+    Call,
+    First,
+    Job,
+    Lasting,
+    Newest,
+    Ring,
+    Run,
+    Soon,
+    Step,
+    World,
+    ask,
+    idle,
+    job,
+    log,
+    note,
+    noted,
+    pending,
+    started,
+    step,
+)
+
+HOUR = timedelta(hours=1)
+
+
+async def test_every_kind_of_task_runs(world: World, database: Database, clock: FakeClock) -> None:
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        later = engine.now() + HOUR
+        tasks = (Lasting("outbound"), Soon("immediate"), Alarm("timer", later), Ring("under the lock", later))
+        ref = await started(engine, "job", *tasks)
+        await engine.drain()
+        assert await engine.read(ref, lambda node: sorted(log(node))) == ["immediate", "outbound"]
+        await engine.skip(HOUR)
+        assert await engine.read(ref, lambda node: sorted(log(node)[2:])) == ["timer", "under the lock"]
+        assert await pending(engine, ref) == []
+
+    assert sorted(world.names()) == ["immediate", "outbound", "timer", "under the lock"]
+    assert await database.queued() == []
+
+
+async def test_task_of_an_update_that_fails_does_not_run(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+
+        def change(node: Node) -> None:
+            ask(Call("never"))(node)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await engine.update(ref, change)
+        await engine.skip(2 * HOUR)
+
+    assert world.names() == []
+    assert await database.queued() == []
+
+
+async def test_write_deletes_the_row_of_its_task_in_the_same_transaction(
+    world: World, database: Database
+) -> None:
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store) as engine:
+        ref = await started(engine)
+        await engine.update(ref, ask(Lasting("call")))
+        await engine.drain()
+
+        writes: list[Any] = []
+
+        async def watch(call: StoreCall) -> None:
+            if call.write:
+                writes.append(call.request)
+
+        store.before = watch
+        await engine.update(ref, ask(Lasting("again")))
+        await engine.drain()
+
+        _, of_the_task = writes
+        assert [operation.key[:2] for operation in of_the_task] == ["e/", "o/", "n/"]
+        assert of_the_task[1].etag
+
+
+async def test_second_write_of_a_task_is_refused(world: World, database: Database) -> None:
+    errors: list[Exception] = []
+
+    async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+        await env.update(ref, note("first"))
+        for again in (env.update(ref, note("second")), _write(env, ref), env.update(ref, lambda _: None)):
+            try:
+                await again
+            except StaleReferenceError as error:
+                errors.append(error)
+
+    async def _write(env: Environment, ref: Ref) -> None:
+        async with env.access(ref, AccessType.WRITE) as node:
+            note("second")(node)
+
+    world.on(Lasting, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", Lasting("call"))
+        await engine.drain()
+
+        assert len(errors) == 3
+        assert await engine.read(ref, log) == ["first"]
+        assert [dead async for dead in engine.dead_letters()] == []
+
+
+async def test_row_that_somebody_else_deleted_refuses_the_write(world: World, database: Database) -> None:
+    """Another process has run the task meanwhile: what this one did must not count a second time."""
+
+    async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+        (key,) = await database.queued()
+        await database.remove(key)
+        await noted(env, ref, task)
+
+    world.on(Lasting, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", Lasting("call"))
+        await engine.drain()
+
+        assert world.names() == ["call"]
+        assert await engine.read(ref, log) == []
+        assert [dead async for dead in engine.dead_letters()] == []
+
+
+async def test_two_processes_change_state_once(world: World, database: Database) -> None:
+    async with (
+        TestEngine(world.registry, database.store) as one,
+        TestEngine(world.registry, await database.open()) as other,
+    ):
+
+        async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+            if env is one:
+                await other.skip(HOUR)  # a poll: the other finds the row and runs the task
+            await noted(env, ref, task)
+
+        world.on(Lasting, run)
+        await one.drain()
+        await other.drain()
+        ref = await started(one, "job", Lasting("call"))
+        await one.drain()
+
+        assert world.names() == ["call", "call"]
+        assert await one.read(ref, log) == ["call"]
+        assert await other.read(ref, log) == ["call"]
+    await database.check()
+
+
+async def test_task_without_a_write_is_gone_afterwards(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    for task in (Call, Lasting, Soon, Alarm):
+        world.on(task, idle)
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        tasks = (Call("a"), Lasting("b"), Soon("c"), Alarm("d", engine.now()))
+        ref = await started(engine, "job", *tasks)
+        await engine.drain()
+
+        assert sorted(world.names()) == ["a", "b", "c", "d"]
+        assert await pending(engine, ref) == []
+        assert await database.queued() == []
+        await engine.skip(2 * HOUR)
+        assert len(world.runs) == 4
+
+
+async def test_kept_task_may_write_many_times(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+
+        async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+            for number in range(3):
+                await engine.update(ref, note(str(number)), keep_task=True)
+                assert await database.keys("o/") != []
+            async with engine.access(ref, AccessType.WRITE, keep_task=True) as node:
+                note("3")(node)
+            await env.update(ref, note("last"))
+
+        world.on(Lasting, run)
+        ref = await started(engine, "job", Lasting("call"))
+        await engine.drain()
+
+        assert await engine.read(ref, log) == ["0", "1", "2", "3", "last"]
+        assert await database.queued() == []
+        assert await pending(engine, ref) == []
+
+
+async def test_kept_task_that_does_not_write_again_is_gone_afterwards(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+
+        async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+            await engine.update(ref, note("kept"), keep_task=True)
+
+        world.on(Lasting, run)
+        ref = await started(engine, "job", Lasting("call"))
+        await engine.drain()
+
+        assert await engine.read(ref, log) == ["kept"]
+        assert await database.queued() == []
+        assert await pending(engine, ref) == []
+
+
+async def test_kept_task_whose_row_is_gone_writes_no_more(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+
+        async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+            (key,) = await database.queued()
+            await database.remove(key)
+            await engine.update(ref, note("never"), keep_task=True)
+
+        world.on(Lasting, run)
+        ref = await started(engine, "job", Lasting("call"))
+        await engine.drain()
+        assert await engine.read(ref, log) == []
+
+
+async def test_task_is_stale_after_another_transition(world: World, database: Database) -> None:
+    """Without a `validate` of its own; the row goes with the commit that makes the task pointless."""
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job", Call("pointless"), Lasting("not pointless"))
+        assert len(await database.queued()) == 2
+        await engine.update(ref, note("moved on"))
+        assert len(await database.queued()) == 1
+        assert await pending(engine, ref) == ["lasting"]
+
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.drain()
+        assert world.names() == ["not pointless"]
+
+
+async def test_task_is_not_stale_after_transitions_of_other_machines(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job", Call("call"))
+        await engine.update(ref, lambda root: note("x")(root.add_child(step("a"), Step())))
+
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.drain()
+        assert await engine.read(ref, log) == ["call"]
+
+
+async def test_pointless_task_is_not_even_added(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+
+        def twice(node: Node) -> None:
+            ask(Call("of the first transition"))(node)
+            note("end", Call("of the second"), Lasting("over already"))(node)
+
+        await engine.update(ref, twice)
+        await engine.drain()
+        assert world.names() == ["of the second"]
+
+
+async def test_task_is_validated_before_it_runs_and_when_it_writes(world: World, database: Database) -> None:
+    async with (
+        TestEngine(world.registry, database.store) as one,
+        TestEngine(world.registry, await database.open(), run_tasks=False) as other,
+    ):
+
+        async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+            await other.update(Ref(ref.execution), note("end"))
+            await noted(env, ref, task)
+
+        world.on(Lasting, run)
+        ref = await started(one, "job", Lasting("call"))
+        await one.drain()
+
+        assert await one.read(ref, log) == ["end"]
+        assert world.names() == ["call"]
+        assert [dead async for dead in one.dead_letters()] == []
+    assert await database.queued() == []
+
+
+async def test_withdrawn_task_in_memory_does_not_run(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        ref = await started(engine, "job", Alarm("alarm", engine.now() + HOUR))
+        await engine.drain()
+        await engine.update(ref, note("end"))
+        assert await database.queued() == []
+        assert await engine.skip_to_next() is None
+        await engine.skip(2 * HOUR)
+        assert world.names() == []
+
+
+async def test_tasks_of_a_deleted_machine_do_not_run_and_leave_no_rows(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        later = engine.now() + timedelta(days=365)
+        ref = await started(engine)
+
+        def build(root: Node) -> None:
+            child = root.add_child(step("a"), Step())
+            ask(Alarm("own", later))(child)
+            ask(Alarm("below", later))(child.add_child(step("b"), Step()))
+
+        await engine.update(ref, build)
+        assert len(await database.queued()) == 2
+        await engine.update(ref, lambda root: root.delete_child(step("a")))
+        assert await database.queued() == []
+        assert await engine.skip_to_next() is None
+    assert world.names() == []
+
+
+async def test_newest_singleton_replaces_the_others(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job", Newest("1"), Newest("2"))
+        await engine.update(ref, ask(Newest("3")))
+        await engine.update(ref, lambda root: ask(Newest("of another"))(root.add_child(step("a"), Step())))
+        assert len(await database.queued()) == 2
+
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.drain()
+        assert sorted(world.names()) == ["3", "of another"]
+        await engine.update(ref, ask(Newest("4")))
+        await engine.drain()
+        assert await engine.read(ref, log) == ["3", "4"]
+
+
+async def test_first_singleton_ignores_the_others(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job", First("1"), First("2"))
+        await engine.update(ref, ask(First("3")))
+        assert len(await database.queued()) == 1
+
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.drain()
+        assert world.names() == ["1"]
+        await engine.update(ref, ask(First("4")))
+        await engine.drain()
+        assert await engine.read(ref, log) == ["1", "4"]
+
+
+async def test_singleton_may_ask_for_its_successor(world: World, database: Database) -> None:
+    async def run(env: Environment, ref: Ref, task: First) -> None:
+        await env.update(ref, note(task.name, First(task.name + "'")) if len(task.name) < 4 else note("end"))
+
+    world.on(First, run)
+    world.on(Newest, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", First("a"))
+        await engine.drain()
+        assert await engine.read(ref, log) == ["a", "a'", "a''", "end"]
+
+
+async def test_replaced_singleton_that_runs_already_writes_no_more(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+
+        async def run(env: Environment, ref: Ref, task: Newest) -> None:
+            if task.name == "old":
+                await engine.update(Ref(ref.execution), ask(Newest("new")))
+            await noted(env, ref, task)
+
+        world.on(Newest, run)
+        ref = await started(engine, "job", Newest("old"))
+        await engine.drain()
+        assert await engine.read(ref, log) == ["new"]
+        assert await pending(engine, ref) == []
+
+
+async def test_unregistered_task_is_refused_before_anything_is_written(database: Database) -> None:
+    world = World(without=(Call,))
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        with pytest.raises(NotRegisteredError, match="call"):
+            await engine.update(ref, note("never", Call("never")))
+        assert await engine.read(ref, log) == []
+        await engine.update(ref, note("after"))
+        assert await engine.read(ref, log) == ["after"]
+
+
+async def test_task_that_cannot_be_serialized_is_refused(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        with pytest.raises(SerializationError):
+            await engine.update(ref, note("never", Soon("fine"), Call(object())))  # type: ignore[arg-type]
+        await engine.drain()
+        assert await engine.read(ref, log) == []
+        assert world.names() == []
+        await engine.update(ref, note("after", Soon("then")))
+        await engine.drain()
+        assert await engine.read(ref, log) == ["after", "then"]
+
+
+async def test_tasks_run_in_the_order_of_their_transitions(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine)
+        for number in range(5):
+            await engine.update(ref, note("x", Soon(f"{number}a"), Soon(f"{number}b")))
+
+    expected = [f"{number}{letter}" for number in range(5) for letter in "ab"]
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.drain()
+        assert world.names() == expected
+
+
+async def test_tasks_may_ask_for_tasks(world: World, database: Database) -> None:
+    async def run(env: Environment, ref: Ref, task: Call) -> None:
+        number = int(task.name)
+        await env.update(ref, note(task.name, *([Call(str(number - 1))] if number else [])))
+
+    world.on(Call, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", Call("20"))
+        await engine.drain()
+        assert await engine.read(ref, log) == [str(number) for number in range(20, -1, -1)]
+    await database.check()
+
+
+async def test_attempt_and_task_are_in_the_reference(world: World, database: Database) -> None:
+    refs: list[Ref] = []
+
+    async def run(env: Environment, ref: Ref, task: Call) -> None:
+        refs.append(ref)
+        assert await env.update(ref, lambda node: node.path) == (step("a"),)
+
+    world.on(Call, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        await engine.update(ref, lambda root: ask(Call("call"))(root.add_child(step("a"), Step())))
+        await engine.drain()
+
+        assert [(r.execution, r.path, r.transition_count, r.attempt) for r in refs] == [
+            (ref.execution, (step("a"),), 1, 1)
+        ]
+        assert refs[0].task_id
+        with pytest.raises(StaleReferenceError):
+            await engine.update(refs[0], note("late"))
+        with pytest.raises(StaleReferenceError):
+            await engine.read(refs[0], log)
+
+
+async def test_reference_of_a_task_is_for_its_own_execution(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        other = await started(engine, "other")
+        caught: list[ValueError] = []
+
+        async def run(env: Environment, ref: Ref, task: Call) -> None:
+            try:
+                await env.update(Ref(other.execution, task_id=ref.task_id), note("never"))
+            except ValueError as error:
+                caught.append(error)
+
+        world.on(Call, run)
+        await started(engine, "job", Call("call"))
+        await engine.drain()
+        assert len(caught) == 1
+        assert await engine.read(other, log) == []
+
+
+async def test_task_may_write_to_other_machines_of_its_execution(world: World, database: Database) -> None:
+    async def run(env: Environment, ref: Ref, task: Call) -> None:
+        await env.update(Ref(ref.execution, task_id=ref.task_id), note(f"{task.name} below"))
+
+    world.on(Call, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        await engine.update(ref, lambda root: ask(Call("call"))(root.add_child(step("a"), Step())))
+        await engine.drain()
+        assert await engine.read(ref, log) == ["call below"]
+        assert await pending(engine, ref) == []
+    await database.check()
+
+
+async def test_transition_without_output_keeps_the_tasks_that_are_valid(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job", Lasting("a"), Soon("b"))
+        await engine.update(ref, lambda node: node.transition(Job, lambda _: TransitionOutput()))
+        assert await pending(engine, ref) == ["lasting", "soon"]
+    await database.check()
+
+
+async def test_runs_are_told_by_time_and_attempt(world: World, database: Database, clock: FakeClock) -> None:
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        await engine.start(job(), Job(), on_start=ask(Alarm("alarm", clock.now() + HOUR)))
+        assert await engine.skip_to_next() == clock.now()
+        assert world.runs == [Run("alarm", 1, clock.now())]
