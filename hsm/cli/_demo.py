@@ -9,7 +9,7 @@ import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from hsm.cli._errors import CommandError
 from hsm.cli._receiver import Behaviour, behaviour_of, read_log
 from hsm.components.callback import State
 
-__all__ = ["Books", "compare", "demo", "demo_folder", "receiver", "write_deliveries"]
+__all__ = ["Books", "compare", "delivery_ids", "demo", "demo_folder", "receiver", "write_deliveries"]
 
 _KILL_AT: Final = 0.4
 """The share of deliveries that the receiver has confirmed when the sender is killed."""
@@ -75,7 +75,7 @@ async def demo(out: Console, count: int, folder: Path) -> int:
     file, log = folder / "deliveries.jsonl", folder / "received.jsonl"
     command = [sys.executable, "-m", "hsm.cli", "deliver", str(file), "--db", database]
     async with receiver(log) as port:
-        write_deliveries(file, count, port)
+        write_deliveries(file, range(count), port)
         out.print(f"{count} deliveries to a receiver that fails, hangs and refuses on purpose")
         sender = await asyncio.create_subprocess_exec(*command)
         killed_at = await _kill_after(sender, log, int(count * _KILL_AT))
@@ -86,8 +86,7 @@ async def demo(out: Console, count: int, folder: Path) -> int:
         sender = await asyncio.create_subprocess_exec(*command)
         if await sender.wait() not in {0, 1}:
             raise CommandError(f"the second run ended with status {sender.returncode}")
-    ids = [f"delivery-{number:06d}" for number in range(count)]
-    books = await compare(ids, log, database)
+    books = await compare(delivery_ids(range(count)), log, database)
     for name, ids_ in (("lost", books.lost), ("inconsistent", books.inconsistent)):
         if ids_:
             out.print(f"[red]{name}:[/] {' '.join(ids_[:20])}", highlight=False)
@@ -119,11 +118,15 @@ async def receiver(log: Path) -> AsyncGenerator[int, None]:
         await process.wait()
 
 
-def write_deliveries(file: Path, count: int, port: int) -> None:
-    """Write a deliveries file for a receiver."""
-    with file.open("w", encoding="utf-8") as lines:
-        for number in range(count):
-            id_ = f"delivery-{number:06d}"
+def delivery_ids(numbers: Iterable[int]) -> list[str]:
+    """The ids of the deliveries with these numbers."""
+    return [f"delivery-{number:06d}" for number in numbers]
+
+
+def write_deliveries(file: Path, numbers: Sequence[int], port: int) -> None:
+    """Add deliveries to a receiver to a file."""
+    with file.open("a", encoding="utf-8") as lines:
+        for number, id_ in zip(numbers, delivery_ids(numbers), strict=True):
             delivery = {
                 "id": id_,
                 "url": f"http://127.0.0.1:{port}/{id_}",

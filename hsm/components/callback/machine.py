@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 import attrs
 from google.protobuf.message import DecodeError
 
-from hsm.components.callback.request import Request, destination_of
+from hsm.components.callback.request import DEFAULT_TIMEOUT, Request, destination_of
 from hsm.errors import InvalidTaskKindError, SerializationError, StaleReferenceError
 from hsm.machine import Lifecycle, MachineType
 from hsm.ref import Ref
@@ -189,10 +189,8 @@ class Callback:
         headers = dict(message.callback.nexus.header)
         if message.request_id and not any(name.lower() == REQUEST_ID_HEADER.lower() for name in headers):
             headers[REQUEST_ID_HEADER] = message.request_id
-        request = Request(message.callback.nexus.url, self.method, headers, message.body)
-        if message.timeout_nanos:
-            return attrs.evolve(request, timeout=timedelta(microseconds=message.timeout_nanos // 1000))
-        return request
+        timeout = timedelta(microseconds=message.timeout_nanos // 1000) or DEFAULT_TIMEOUT
+        return Request(message.callback.nexus.url, self.method, headers, message.body, timeout)
 
     @property
     def lifecycle(self) -> Lifecycle:

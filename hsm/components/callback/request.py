@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import attrs
 
 from hsm.errors import HSMError
 
-__all__ = ["LONGEST_TIMEOUT", "InvalidRequestError", "Request", "destination_of"]
+__all__ = ["DEFAULT_TIMEOUT", "LONGEST_TIMEOUT", "InvalidRequestError", "Request", "destination_of"]
 
 LONGEST_TIMEOUT: Final = timedelta(hours=1)
 """The longest that one attempt may take."""
+DEFAULT_TIMEOUT: Final = timedelta(seconds=10)
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_URL: Final = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
@@ -29,40 +31,36 @@ class InvalidRequestError(HSMError, ValueError):
     """The request could never be sent: a bad URL, method, header or time-out."""
 
 
+@functools.lru_cache(maxsize=1024)
 def destination_of(url: str) -> str:
     """Scheme, host and port, if it is not the usual one: what queues and circuit breakers go by.
 
     Raises:
         InvalidRequestError: the URL is no absolute HTTP URL.
     """
-    parts, port = _split(url)
-    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-    usual = port is None or port == _PORTS[parts.scheme]
-    return f"{parts.scheme}://{host}" if usual else f"{parts.scheme}://{host}:{port}"
-
-
-def _split(url: str) -> tuple[SplitResult, int | None]:
     if _NOT_IN_URL.search(url):
         raise InvalidRequestError(f"the URL {url!r} holds a blank or a control character")
     try:
         parts = urlsplit(url)
-        port = parts.port
-        if parts.hostname:
-            # An international name has to have an ASCII form, or nobody could look it up.
-            parts.hostname.encode("idna")
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+        if host and not host.isascii():
+            # It has to have an ASCII form, or nobody could look it up.
+            host.encode("idna")
     except ValueError as error:
         raise InvalidRequestError(f"the URL {url!r} is malformed: {error}") from error
-    if parts.scheme not in _PORTS:
+    if scheme not in _PORTS:
         raise InvalidRequestError(f"the URL {url!r} does not begin with http:// or https://")
-    if not parts.hostname:
+    if not host:
         raise InvalidRequestError(f"the URL {url!r} names no host")
     if port == 0:
         raise InvalidRequestError(f"the URL {url!r} names port 0")
-    return parts, port
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{scheme}://{host}" if port in {None, _PORTS[scheme]} else f"{scheme}://{host}:{port}"
 
 
 def _check_url(_: Request, __: attrs.Attribute[str], url: str) -> None:
-    _split(url)
+    destination_of(url)
 
 
 def _check_method(_: Request, __: attrs.Attribute[str], method: str) -> None:
@@ -114,4 +112,4 @@ class Request:
     method: str = attrs.field(default="POST", validator=_check_method)
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str], validator=_check_headers)
     body: bytes = b""
-    timeout: timedelta = attrs.field(default=timedelta(seconds=10), validator=_check_timeout)
+    timeout: timedelta = attrs.field(default=DEFAULT_TIMEOUT, validator=_check_timeout)
