@@ -155,6 +155,15 @@ class BatchedStore(BaseStore):
         """Begin to accept transactions; `begin` carries out a batch (what it may raise: see `Batcher`)."""
         self._lane = Batcher(begin)
 
+    def check_lanes(self) -> None:
+        """Return if transactions are accepted.
+
+        Raises:
+            StoreBrokenError: a commit died earlier.
+        """
+        if self._lane is not None:
+            self._lane.check()
+
     async def drain_lanes(self) -> None:
         """Refuse new transactions, and return when the accepted ones are through."""
         if self._lane is not None:

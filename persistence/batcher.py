@@ -118,8 +118,7 @@ class Batcher:
             StoreClosedError: the lane is closed.
             StoreBrokenError: a commit died earlier.
         """
-        if self._refusal is not None:
-            raise _copy(self._refusal)
+        self.check()
         future = self._loop.create_future()
         self._pending.append(transaction)
         self._futures.append(future)
@@ -129,6 +128,16 @@ class Batcher:
             # Not at once: the other tasks that are ready to run may want to share the commit.
             self._loop.call_soon(self._start)
         return future
+
+    def check(self) -> None:
+        """Return if the lane accepts transactions.
+
+        Raises:
+            StoreClosedError: it is closed.
+            StoreBrokenError: a commit died earlier.
+        """
+        if self._refusal is not None:
+            raise _copy(self._refusal)
 
     def stop(self, cause: BaseException) -> None:
         """Refuse everything from now on, what waits included."""

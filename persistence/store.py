@@ -407,7 +407,10 @@ class WatchableStore(Store, Protocol):
     """A store that tells of changes as they happen."""
 
     def watch(self, partition: str, prefix: str) -> AsyncIterator[Change]:
-        """Keys with this prefix that may have changed, at least once each; RESYNC after a reconnect."""
+        """Keys with this prefix that may change from now on, at least once each; RESYNC after a reconnect.
+
+        The iterator ends when the store is closed.
+        """
         ...
 
 

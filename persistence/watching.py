@@ -14,7 +14,7 @@ _RESYNC: Final = Change(ChangeKind.RESYNC)
 
 
 class Watch:
-    """The changes of keys with a prefix, as an async iterator that never ends.
+    """The changes of keys with a prefix, as an async iterator that ends when its store is closed.
 
     Changes of one key that come faster than they are read are told once. If too many keys wait, they are
     forgotten and a RESYNC is told instead: the reader then looks for itself.
@@ -24,6 +24,7 @@ class Watch:
         self._prefix = prefix
         self._pending: dict[str, None] = {}
         self._resync = False
+        self._ended = False
         self._wake: asyncio.Future[None] | None = None
 
     def notify(self, key: str) -> None:
@@ -42,6 +43,11 @@ class Watch:
         self._resync = True
         self._awake()
 
+    def end(self) -> None:
+        """Tell what is left to tell, and then that nothing comes any more."""
+        self._ended = True
+        self._awake()
+
     def _awake(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -58,5 +64,7 @@ class Watch:
                 key = next(iter(self._pending))
                 del self._pending[key]
                 return Change(ChangeKind.KEY, key)
+            if self._ended:
+                raise StopAsyncIteration
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake

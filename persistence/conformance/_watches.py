@@ -91,3 +91,21 @@ async def two_watches_are_both_told(world: World) -> None:
     await world.set("key")
     await _expect_told(first, "key")
     await _expect_told(second, "key")
+
+
+@cases.case()
+async def a_watch_ends_with_its_store(world: World) -> None:
+    """Whoever waits for changes is let go when the store is closed."""
+    async with world.open_store() as other:
+        changes = require(other, WatchableStore).watch(world.partition, "")
+        reader = asyncio.create_task(_read_to_the_end(changes))
+        await asyncio.sleep(0)
+    try:
+        await asyncio.wait_for(reader, _PATIENCE_SECONDS)
+    except TimeoutError:
+        raise ConformanceError("the watch did not end") from None
+
+
+async def _read_to_the_end(changes: AsyncIterator[Change]) -> None:
+    async for _ in changes:
+        pass

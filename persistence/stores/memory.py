@@ -54,6 +54,7 @@ class MemoryStore(BaseStore):
         self._name = name
         self._clock = clock
         self._data = _named(name) if name else _Data()
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._open = False
         self._closed = False
 
@@ -83,9 +84,10 @@ class MemoryStore(BaseStore):
     async def aclose(self) -> None:
         """Close the store; data without another store of the same name is gone."""
         self._open = False
-        if not self._closed:
-            self._closed = True
-            self._data = _Data()
+        self._closed = True
+        self._data = _Data()
+        for watch in self._watches:
+            watch.end()
 
     async def ping(self) -> None:
         """Return if the store is open."""
@@ -172,6 +174,7 @@ class MemoryStore(BaseStore):
         check_text(prefix, "prefix")
         watch = Watch(prefix)
         data.watches.setdefault(partition, weakref.WeakSet()).add(watch)
+        self._watches.add(watch)
         return watch
 
     def _live_data(self) -> _Data:

@@ -6,15 +6,20 @@
 
 One multi is what an engine commits: check a fence, write a node's row under its etag, write a new task row
 ("put"); "del" also deletes the task row of the turn before, so that the database stays small.
+
+In brackets: the ratio to a peer measured in the same rounds, which is plain `sqlite3` in a loop of its own with
+one transaction for each multi, as durable, on the same schema.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import cProfile
 import itertools
 import pstats
+import sqlite3
 import statistics
 import tempfile
 import time
@@ -30,8 +35,10 @@ from persistence import (
     connect,
     require,
 )
+from persistence.stores.sqlite import sql
 
 VALUE = b"x" * 200
+ETAG = "0123456789abcdef"
 PARTITIONS = 16
 ROUNDS = 3
 
@@ -93,17 +100,46 @@ async def gets(url: str, seconds: float) -> float:
         return done / (time.perf_counter() - start)
 
 
+def peer_multis(directory: str, seconds: float, *, delete: bool) -> float:
+    """Multis a second of plain `sqlite3`, one after the other, without an event loop."""
+    with contextlib.closing(sqlite3.connect(f"{directory}/peer.db", isolation_level=None)) as connection:
+        execute = connection.execute
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        for statement in sql.SCHEMA:
+            execute(statement)
+        execute(sql.upsert(1), ("exec/0", "fence", ETAG, None, None, b""))
+        start = time.perf_counter()
+        done = 0
+        while time.perf_counter() < start + seconds:
+            execute("BEGIN IMMEDIATE")
+            execute(sql.GET, ("exec/0", "fence")).fetchall()
+            execute(sql.GET, ("exec/0", "node")).fetchall()
+            node = ("exec/0", "node", ETAG, None, None, VALUE)
+            execute(sql.upsert(2), (*node, "exec/0", f"task/{done:012}", ETAG, None, None, VALUE))
+            if delete and done:
+                execute(sql.delete(1), ("exec/0", f"task/{done - 1:012}"))
+            execute("COMMIT")
+            done += 1
+        return done / (time.perf_counter() - start)
+
+
 def measure(url: str | None, concurrencies: Sequence[int], seconds: float) -> None:
     for kind in ("put", "del"):
         rates: dict[int, list[float]] = {concurrency: [] for concurrency in concurrencies}
+        peers: list[float] = []
         for turn in range(ROUNDS):
+            with tempfile.TemporaryDirectory() as directory:
+                peers.append(peer_multis(directory, seconds, delete=kind == "del"))
             for concurrency in concurrencies if turn % 2 == 0 else reversed(concurrencies):
                 with tempfile.TemporaryDirectory() as directory:
                     target = url or f"sqlite:///{directory}/bench.db"
                     rate = asyncio.run(multis(target, concurrency, seconds, delete=kind == "del"))
                 rates[concurrency].append(rate)
-        cells = "  ".join(f"c={c}: {statistics.median(r):8,.0f}" for c, r in rates.items())
-        print(f"{kind} multis/s  {cells}")
+        peer = statistics.median(peers)
+        medians = {concurrency: statistics.median(values) for concurrency, values in rates.items()}
+        cells = "  ".join(f"c={c}: {rate:7,.0f} ({rate / peer:4.1f}x)" for c, rate in medians.items())
+        print(f"{kind} multis/s  peer: {peer:6,.0f}  {cells}")
     with tempfile.TemporaryDirectory() as directory:
         print(f"gets/s        {asyncio.run(gets(url or f'sqlite:///{directory}/bench.db', seconds)):,.0f}")
 

@@ -188,6 +188,8 @@ async def test_a_commit_that_fails_at_the_disk_is_unknown_and_stops_the_store(tm
             await store.set(SetRequest(key="key", value=b"new"))
         with pytest.raises(StoreBrokenError):
             await store.set(SetRequest(key="key", value=b"new"))
+        with pytest.raises(StoreBrokenError):
+            await store.ping()
         assert (await store.get(GetRequest(key="key"))).data == b"old"
         writer._connection.close()
         writer._connection = whole

@@ -32,7 +32,7 @@ from persistence.stores.sqlite.cleaning import Cleaner
 from persistence.stores.sqlite.files import open_writer
 from persistence.stores.sqlite.reading import SHORT_PAGE_ROWS, Reader
 from persistence.stores.sqlite.settings import SqliteOptions
-from persistence.stores.sqlite.worker import Watchdog, Worker
+from persistence.stores.sqlite.worker import Worker
 from persistence.stores.sqlite.writing import Writer
 
 __all__ = ["SqliteStore"]
@@ -50,7 +50,6 @@ class _Open:
     """What an open store has."""
 
     thread: Worker
-    watchdog: Watchdog
     writer: Writer
     reader: Reader
     cleaner: Cleaner
@@ -132,7 +131,7 @@ class SqliteStore(BatchedStore):
             await thread.stop()
             raise
         cleaner = Cleaner(self._clean, options.cleanup_interval.total_seconds())
-        self._state = _Open(thread, Watchdog(thread), writer, reader, cleaner)
+        self._state = _Open(thread, writer, reader, cleaner)
         self.start_lanes(self._begin_commit)
 
     async def aclose(self) -> None:
@@ -149,19 +148,25 @@ class SqliteStore(BatchedStore):
             return
         await self.drain_lanes()
         self._state = None
-        await state.cleaner.aclose()
-        await state.reader.aclose()
-        await state.thread.run(state.writer.close)
-        await state.thread.stop()
+        try:
+            await state.cleaner.aclose()
+            await state.reader.aclose()
+            # Last, because the last connection writes the log back and removes it.
+            await state.thread.run(state.writer.close)
+        finally:
+            await state.thread.stop()
 
     async def ping(self) -> None:
-        """Return if the file answers.
+        """Return if the file answers and the store accepts writes.
 
         Raises:
+            StoreBrokenError: a commit died earlier.
             StoreCorruptError: the file is damaged.
             StoreBusyError: somebody else holds the file locked.
         """
-        await self._opened().reader.ping()
+        reader = self._opened().reader
+        self.check_lanes()
+        await reader.ping()
 
     async def get(self, request: GetRequest) -> GetResponse:
         """Read one key; absent or expired is an empty response.
@@ -175,7 +180,6 @@ class SqliteStore(BatchedStore):
     def _begin_commit(self, batch: Sequence[Transaction], finish: Finish) -> None:
         state = self._opened()
         state.thread.call(partial(state.writer.write_batch, batch, new_etags(len(batch))), finish)
-        state.watchdog.arm()
 
     def scan(
         self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False

@@ -19,6 +19,8 @@ T = TypeVar("T")
 class Worker:
     """A thread of one event loop's; work is done in the order in which it is handed over.
 
+    A `Watchdog` sees to it that a busy event loop does not starve the thread.
+
     Attributes:
         started: pieces of work handed over so far.
         finished: pieces of work of which the event loop has learnt the end.
@@ -28,6 +30,7 @@ class Worker:
         self.started: int = 0
         self.finished: int = 0
         self._loop = asyncio.get_running_loop()
+        self._watchdog = Watchdog(self)
         self._queue: SimpleQueue[Callable[[], Callable[[], None]] | None] = SimpleQueue()
         # A daemon, so that a program which forgets to close its store can still end.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -59,6 +62,7 @@ class Worker:
 
         self.started += 1
         self._queue.put(job)
+        self._watchdog.arm()
 
     async def stop(self) -> None:
         """End the thread after the work that was handed over."""

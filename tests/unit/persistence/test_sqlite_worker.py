@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from persistence.stores.sqlite.worker import Watchdog, Worker
+from persistence.stores.sqlite.worker import Worker
 
 
 async def test_work_is_done_in_order_in_one_thread() -> None:
@@ -68,12 +68,9 @@ async def test_the_watchdog_naps_while_work_is_late_and_stops_when_it_is_done(
     naps: asyncio.Queue[float],
 ) -> None:
     worker = Worker("test")
-    watchdog = Watchdog(worker)
     for _ in range(2):  # and again after a rest
         go_on = threading.Event()
         late = worker.run(go_on.wait)
-        watchdog.arm()
-        watchdog.arm()
         await take(naps, 3)
         go_on.set()
         await late
@@ -96,12 +93,10 @@ async def test_naps_get_rarer_when_they_do_not_help(
         pauses.append(delay)
         return call_soon(look)
 
-    watchdog = Watchdog(worker)
     go_on = threading.Event()
-    late = worker.run(go_on.wait)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "call_later", skip_the_pause)
-        watchdog.arm()
+        late = worker.run(go_on.wait)
         await take(naps, 200)
     go_on.set()
     await late
