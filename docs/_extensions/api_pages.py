@@ -132,8 +132,9 @@ def qualify_names(_app: Sphinx, doctree: document) -> None:
     other package.
     """
     for node in doctree.findall(pending_xref):
-        if node.get("refdomain") == "py" and node.get("refspecific"):
-            node["refspecific"] = False
+        if node.get("refdomain") == "py" and node.hasattr("refspecific"):
+            # Taken out rather than set to False: Sphinx asks whether it is there.
+            del node["refspecific"]
             home = home_of(node["reftarget"], node.get("py:module") or "")
             if home is not None:
                 node["reftarget"] = f"{home}.{node['reftarget']}"
