@@ -164,7 +164,7 @@ class _Planner:
     def delete(self, key: str) -> None:
         self.operations.append(DeleteRequest(partition=self.partition, key=key))
 
-    def ref_to(self, node: Node, count: int) -> Ref:
+    def ref_to(self, node: Node, count: int, task_id: str) -> Ref:
         return Ref(
             self.execution.key,
             node.path,
@@ -172,6 +172,8 @@ class _Planner:
             node._initial_version,
             node._last_version,
             node._state.version,
+            task_id,
+            1,
         )
 
     def execution_row(self, *, root_changed: bool) -> None:
@@ -214,7 +216,8 @@ class _Planner:
         serializer = self.registry.task_serializer(type_id)
         if registration is None or serializer is None:
             raise NotRegisteredError(f"task type {task.type.name!r} (id {type_id}) is not registered")
-        ref = self.ref_to(node, count)
+        task_id = self.ids.new(self.now_nanos)
+        ref = self.ref_to(node, count, task_id)
         try:
             check_task(task, ref, node)
         except StaleReferenceError:
@@ -235,7 +238,6 @@ class _Planner:
             raise
         except Exception as error:
             raise SerializationError(f"task {task.type.name!r} cannot be serialized: {error}") from error
-        task_id = self.ids.new(self.now_nanos)
         message = StateMachineTask(
             id=task_id, type=type_id, data=data, machine_transition_count=count, group=registration.group
         )
@@ -252,6 +254,7 @@ class _Planner:
         for index, queued in enumerate(self.commit.queued):
             if queued.id == pending.id:
                 del self.commit.queued[index]
+                self.commit.decoded.pop(pending.id, None)
                 break
         self.commit.withdrawn.append(pending.id)
         self.delete(task_row_key(self.execution.key.namespace, pending))
@@ -280,7 +283,7 @@ class _Planner:
                 return False
             self.commit.decoded[message.id] = task
         try:
-            check_task(task, self.ref_to(node, message.machine_transition_count), node)
+            check_task(task, self.ref_to(node, message.machine_transition_count, message.id), node)
         except StaleReferenceError:
             return True
         except Exception:  # noqa: BLE001 - a `validate` that fails must not hold up other tasks' commits

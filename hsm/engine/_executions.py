@@ -109,6 +109,11 @@ class Executions:
                 if not other.lock.locked():
                     self.evict(other)
 
+    def retire(self, execution: Execution) -> None:
+        """Let go of an execution that is closed and waits for nothing: it will hardly be asked for again."""
+        if execution.row.close_nanos and not execution.decoded:
+            self.evict(execution)
+
     def evict(self, execution: Execution) -> None:
         """Take an execution out of the cache; whoever waits for it loads it anew."""
         execution.stale = True
@@ -179,7 +184,7 @@ class Executions:
         With `check_claim` False, the claim may have become pointless.
         """
         checked = claim if check_claim else None
-        key = await self.resolve(ref.execution)
+        key = ref.execution if ref.execution.run_id else await self.resolve(ref.execution)
         reading = access is AccessType.READ
         retried = False
         while True:
@@ -319,6 +324,7 @@ class Executions:
         if claim is not None and not keep_claim:
             claim.spent = True
         self.committed(execution, commit)
+        self.retire(execution)
 
     async def _await_outcome(self, execution: Execution) -> None:
         """Return when the commit that was cancelled is through: a check queues up behind it."""

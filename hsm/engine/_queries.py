@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import Message
@@ -69,9 +69,16 @@ async def list_executions(
 
 
 async def execution_tree(
-    store: EngineStore, registry: Registry, executions: Executions, key: ExecutionKey
+    store: EngineStore,
+    registry: Registry,
+    executions: Executions,
+    key: ExecutionKey,
+    in_memory: Callable[[str], QueuedTask | None],
 ) -> ExecutionTree:
-    """One execution with all its machines and their pending tasks."""
+    """One execution with all its machines and their pending tasks.
+
+    A retry moves the row of a timer; `in_memory` knows where, if this process has it.
+    """
     key = await executions.resolve(key)
     partition = executions.partition(key)
     row = execution_key(*key)
@@ -79,7 +86,11 @@ async def execution_tree(
     found = await store.get(GetRequest(partition=partition, key=row))
     described: list[NodeInfo] = []
     for node, tasks in nodes:
-        pending = [await _pending(store, registry, partition, key, task) for task in tasks]
+        pending: list[PendingTask] = []
+        for task in tasks:
+            moved = in_memory(task.id)
+            queue_row = task_row_key(key.namespace, task) if moved is None else moved.key
+            pending.append(await _pending(store, registry, partition, queue_row, task))
         described.append(
             NodeInfo(
                 node.path,
@@ -109,14 +120,14 @@ def _describe(root: Node) -> list[tuple[NodeInfo, tuple[StateMachineTask, ...]]]
 
 
 async def _pending(
-    store: EngineStore, registry: Registry, partition: str, key: ExecutionKey, task: StateMachineTask
+    store: EngineStore, registry: Registry, partition: str, key: str, task: StateMachineTask
 ) -> PendingTask:
     registration = registry.task(task.type)
     name = registration.task.type.name if registration is not None else str(task.type)
     kind = kind_of(task.kind)
-    found = await store.get(GetRequest(partition=partition, key=task_row_key(key.namespace, task)))
+    found = await store.get(GetRequest(partition=partition, key=key))
     if found.data is not None:
-        row = decode_row(TaskRow, task.id, found.data)
+        row = decode_row(TaskRow, key, found.data)
         not_before = from_nanos(row.not_before_nanos) if row.not_before_nanos else None
         return PendingTask(task.id, name, kind, row.failures, not_before, row.last_error)
     dead = await store.get(GetRequest(partition=partition, key=dead_letter_key(task.id)))

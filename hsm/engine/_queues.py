@@ -106,9 +106,12 @@ class Dispatcher:
             self._alarm = None
 
     def full(self, key: QueueKey) -> bool:
-        """Whether a queue holds as much as it may; it will ask for more when there is room."""
+        """Whether a queue holds as much as it may; if it does, it will ask for more when there is room."""
         queue = self._queues.get(key)
-        return queue is not None and queue.held >= self._buffer
+        if queue is None or queue.held < self._buffer:
+            return False
+        queue.overflow = True
+        return True
 
     def offer(self, task: QueuedTask) -> bool:
         """Take a task into memory; False if its queue is full, has the task already, or has just had it.

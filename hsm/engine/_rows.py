@@ -100,16 +100,7 @@ class QueuedTask:
         queued.task = task
         queued.due = due
         queued._execution = ref.execution
-        queued._ref = Ref(
-            ref.execution,
-            ref.path,
-            ref.transition_count,
-            ref.initial_version,
-            ref.last_update_version,
-            ref.execution_version,
-            pending.id,
-            1,
-        )
+        queued._ref = ref
         return queued
 
     @classmethod
@@ -188,7 +179,12 @@ def kind_of(message: StateMachineTaskKind) -> TaskKind:
 def write_kind(message: StateMachineTaskKind, kind: TaskKind) -> None:
     """Put a kind into a message."""
     if isinstance(kind, TimerKind):
-        message.deadline_nanos = to_nanos(kind.deadline)
+        try:
+            message.deadline_nanos = to_nanos(kind.deadline)
+        except ValueError as error:
+            raise SerializationError(
+                f"deadline {kind.deadline.isoformat()} is after the year 2262"
+            ) from error
     elif isinstance(kind, OutboundKind):
         message.destination = kind.destination
     else:

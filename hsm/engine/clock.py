@@ -67,10 +67,10 @@ class time_limit:  # noqa: N801 - stands where `asyncio.timeout` would
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        return await self._scope.__aexit__(kind, error, trace)
+        await self._scope.__aexit__(kind, error, trace)
 
 
 class SystemClock:

@@ -240,7 +240,8 @@ class Engine:
         Raises:
             ExecutionNotFoundError: there is no such execution.
         """
-        return await _queries.execution_tree(self._store, self._registry, self._executions, key)
+        in_memory = self._dispatcher.get
+        return await _queries.execution_tree(self._store, self._registry, self._executions, key, in_memory)
 
     def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """The tasks that are not tried again, oldest task first within a shard."""
@@ -310,8 +311,11 @@ class Engine:
             return
         for task_id in commit.withdrawn:
             task = self._dispatcher.get(task_id)
+            # The row of a timer that has failed is elsewhere: left in memory, it goes when it is due.
+            if task is None or (task.is_timer and task.row is not None and task.row.failures):
+                continue
             self._dispatcher.discard(task_id)
-            if task is not None and task_id not in self._dispatcher:
+            if task_id not in self._dispatcher:
                 self._loader.gone(task)
         for task in commit.queued:
             self._loader.offer(task)

@@ -1,0 +1,471 @@
+"""Errors of tasks: what becomes of a task that met each of them, from the executor to the row."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from hsm import (
+    BusyError,
+    CommitConflictError,
+    CommitOutcomeUnknownError,
+    DestinationDownError,
+    Environment,
+    ExecutionClosedError,
+    IncompatibleTypeError,
+    InvalidTaskKindError,
+    InvalidTransitionError,
+    NotRegisteredError,
+    PausedError,
+    RateLimitError,
+    Ref,
+    SerializationError,
+    StaleReferenceError,
+    StaleStateError,
+    StateMachineNotFoundError,
+    TerminalError,
+    TransactionTooLargeError,
+)
+from hsm.engine import Backoff, DeadLetter
+from hsm.errors import ExecutionNotFoundError, StorageUnavailableError
+from hsm.testing import FakeClock, TestEngine
+from tests.support.databases import Database
+from tests.support.jobs import (
+    Alarm,
+    Lasting,
+    Ring,
+    Soon,
+    Step,
+    World,
+    ask,
+    failing,
+    job,
+    log,
+    note,
+    noted,
+    pending,
+    small,
+    started,
+    step,
+)
+
+SECOND = timedelta(seconds=1)
+EXACT = Backoff(initial=SECOND, maximum=timedelta(minutes=1), factor=2.0, jitter=0.0)
+
+DROPPED = [StaleReferenceError("x"), ExecutionClosedError("x"), ExecutionNotFoundError("x")]
+UNCOUNTED = [
+    StaleStateError("x"),
+    CommitConflictError("x"),
+    CommitOutcomeUnknownError("x"),
+    StorageUnavailableError("x"),
+    BusyError("x"),
+    RateLimitError("x"),
+    PausedError("x"),
+]
+TERMINAL = [
+    NotRegisteredError("x"),
+    SerializationError("x"),
+    IncompatibleTypeError("x"),
+    InvalidTaskKindError("x"),
+    TransactionTooLargeError("x"),
+    TerminalError("x"),
+]
+COUNTED = [
+    InvalidTransitionError("x"),
+    StateMachineNotFoundError("x", path=(step("somebody else"),)),
+    OSError("x"),
+    KeyError("x"),
+    TimeoutError("x"),
+    asyncio.CancelledError("x"),
+]
+
+
+def name(value: object) -> str:
+    return type(value).__name__
+
+
+async def dead(engine: TestEngine) -> list[DeadLetter]:
+    return [letter async for letter in engine.dead_letters()]
+
+
+@pytest.mark.parametrize(
+    "error", [*DROPPED, StateMachineNotFoundError("x"), DestinationDownError()], ids=name
+)
+async def test_dropped_at_once(world: World, database: Database, error: Exception) -> None:
+    world.on(Soon, failing(error))
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", Soon("task"))
+        await engine.run_until_idle()
+        assert [run.attempt for run in world.runs] == [1]
+        assert await dead(engine) == []
+        assert await pending(engine, ref) == []
+    assert await database.queued() == []
+
+
+@pytest.mark.parametrize("error", [*UNCOUNTED, DestinationDownError(BusyError("x"))], ids=name)
+async def test_retried_uncounted_and_never_dead_lettered(
+    world: World, database: Database, error: Exception
+) -> None:
+    world.on(Soon, failing(*[error] * 20, None))
+    async with TestEngine(world.registry, database.store, small(max_attempts=2, backoff=EXACT)) as engine:
+        ref = await started(engine, "job", Soon("task"))
+        await engine.run_until_idle()
+        assert [run.attempt for run in world.runs] == [1] * 21
+        pauses = [b.time - a.time for a, b in zip(world.runs, world.runs[1:], strict=False)]
+        assert pauses[:7] == [seconds * SECOND for seconds in (1, 2, 4, 8, 16, 32, 60)]
+        assert await engine.read(ref, log) == ["task"]
+        assert await dead(engine) == []
+    assert await database.queued() == []
+
+
+@pytest.mark.parametrize("error", [*TERMINAL, DestinationDownError(TerminalError("x"))], ids=name)
+async def test_dead_lettered_at_once(world: World, database: Database, error: Exception) -> None:
+    world.on(Soon, failing(error))
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", Soon("task"))
+        await engine.run_until_idle()
+        assert len(world.runs) == 1
+        (letter,) = await dead(engine)
+        cause = error.inner if isinstance(error, DestinationDownError) else error
+        assert letter.error_type == type(cause).__name__
+        assert (letter.execution, letter.path, letter.task_type) == (ref.execution, (), "soon")
+        assert (letter.attempts, letter.time) == (1, engine.now())
+        assert await pending(engine, ref) == ["soon"]
+        (task,) = (await engine.describe(ref.execution)).nodes[0].tasks
+        assert "dead-lettered" in task.last_error
+    await database.check()
+
+
+@pytest.mark.parametrize("error", [*COUNTED, DestinationDownError(OSError("x"))], ids=name)
+async def test_retried_and_in_the_end_dead_lettered(
+    world: World, database: Database, error: BaseException
+) -> None:
+    world.on(Soon, failing(error))
+    async with TestEngine(world.registry, database.store, small(max_attempts=3, backoff=EXACT)) as engine:
+        await started(engine, "job", Soon("task"))
+        start = engine.now()
+        await engine.run_until_idle()
+        assert [(run.attempt, run.time - start) for run in world.runs] == [
+            (1, 0 * SECOND),
+            (2, 1 * SECOND),
+            (3, 3 * SECOND),
+        ]
+        (letter,) = await dead(engine)
+        assert letter.attempts == 3
+    await database.check()
+
+
+async def test_machine_of_its_own_that_is_missing_drops_the_task(world: World, database: Database) -> None:
+    async def run(env: Environment, ref: Ref, task: Soon) -> None:
+        raise StateMachineNotFoundError("gone", path=ref.path)
+
+    world.on(Soon, run)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        await engine.update(ref, lambda root: ask(Soon("x"))(root.add_child(step("a"), Step())))
+        await engine.run_until_idle()
+        assert len(world.runs) == 1
+        assert await dead(engine) == []
+
+
+async def test_down_destination_says_when_to_try_again(world: World, database: Database) -> None:
+    asked = timedelta(minutes=5)
+    world.on(
+        Soon, failing(DestinationDownError(OSError("x"), asked), BusyError("x", retry_after=asked), None)
+    )
+    async with TestEngine(world.registry, database.store, small(backoff=EXACT)) as engine:
+        start = engine.now()
+        await started(engine, "job", Soon("task"))
+        await engine.run_until_idle()
+    assert [run.time - start for run in world.runs] == [0 * asked, asked, 2 * asked]
+
+
+async def test_success_after_failures(world: World, database: Database) -> None:
+    world.on(Soon, failing(OSError("1"), OSError("2"), None))
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine, "job", Soon("task"))
+        await engine.skip_to_next()
+        (task,) = (await engine.describe(ref.execution)).nodes[0].tasks
+        assert (task.failures, task.last_error) == (2, "OSError: 2")
+        assert task.not_before is not None
+        assert task.not_before > engine.now()
+        await engine.run_until_idle()
+        assert await engine.read(ref, log) == ["task"]
+    assert [run.attempt for run in world.runs] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "task", [Soon("x"), Lasting("x"), Alarm("x", datetime.fromisoformat("2030-01-01T00:00:00Z"))]
+)
+async def test_attempts_and_their_pauses_survive_restarts(
+    world: World, database: Database, clock: FakeClock, task: Any
+) -> None:
+    world.on(type(task), failing(OSError("x")))
+    options = small(max_attempts=6, backoff=EXACT)
+    start = clock.now()
+    async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
+        await started(engine, "job", task)
+        await engine.drain()
+    for _ in range(5):
+        async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
+            await engine.drain()
+            await engine.skip_to_next()
+    async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
+        (letter,) = await dead(engine)
+        assert letter.attempts == 6
+
+    assert [(run.attempt, (run.time - start) // SECOND) for run in world.runs] == [
+        (1, 0),
+        (2, 1),
+        (3, 3),
+        (4, 7),
+        (5, 15),
+        (6, 31),
+    ]
+
+
+async def test_pauses_are_spread_by_chance(world: World, database: Database) -> None:
+    world.on(Soon, failing(OSError("x"), None))
+    async with TestEngine(world.registry, database.store, small(backoff=Backoff(jitter=0.5))) as engine:
+        start = engine.now()
+        for number in range(20):
+            world.on(Soon, failing(OSError("x")))
+            await started(engine, str(number), Soon(str(number)))
+        await engine.drain()
+        await engine.skip(SECOND)
+        second = [run.time - start for run in world.runs if run.attempt == 2]
+    assert len(second) == 20
+    assert len(set(second)) == 20
+    assert all(SECOND / 2 <= pause <= SECOND for pause in second)
+
+
+async def test_executor_that_takes_too_long_is_cancelled(database: Database, clock: FakeClock) -> None:
+    world = World(timeout=timedelta(seconds=5))
+    cancelled: list[datetime] = []
+    begun = asyncio.Event()
+
+    async def hang(env: Environment, ref: Ref, task: Lasting) -> None:
+        if ref.attempt > 1:
+            await noted(env, ref, task)
+            return
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(env.now())
+
+    world.on(Lasting, hang)
+    async with TestEngine(world.registry, database.store, small(backoff=EXACT), clock=clock) as engine:
+        ref = await started(engine, "job", Lasting("call"))
+        start = clock.now()
+        await begun.wait()
+        clock.advance(timedelta(seconds=5))
+        await engine.drain()
+        assert cancelled == [start + timedelta(seconds=5)]
+        (task,) = (await engine.describe(ref.execution)).nodes[0].tasks
+        assert task.last_error.startswith("TimeoutError")
+        await engine.run_until_idle()
+        assert await engine.read(ref, log) == ["call"]
+
+
+async def test_unknown_task_types_wait_in_the_dead_letters_for_a_newer_program(database: Database) -> None:
+    old, new = World(without=(Lasting,)), World()
+    async with TestEngine(new.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job", Lasting("of the new program"), Soon("known"))
+
+    async with TestEngine(old.registry, database.store) as engine:
+        await engine.drain()
+        (letter,) = await dead(engine)
+        assert (letter.error_type, letter.task_type) == ("NotRegisteredError", "12")
+        assert old.names() == ["known"]
+
+    async with TestEngine(new.registry, database.store) as engine:
+        await engine.replay(letter)
+        await engine.drain()
+        assert await engine.read(ref, log) == ["known", "of the new program"]
+        assert await dead(engine) == []
+    assert await database.queued() == []
+
+
+async def test_missing_executor_is_a_dead_letter(database: Database) -> None:
+    from hsm import MachineType, Registry, attrs_definition
+    from tests.support.jobs import Job
+
+    registry = Registry()
+    registry.register_machine(attrs_definition(MachineType(1, "job"), Job))
+    registry.register_task(Soon)
+    async with TestEngine(registry, database.store) as engine:
+        await engine.start(job(), Job(), on_start=ask(Soon("x")))
+        await engine.drain()
+        assert [letter.error_type for letter in await dead(engine)] == ["NotRegisteredError"]
+
+
+@pytest.mark.parametrize("prefix", ["o/", "i/", "t/"])
+async def test_undecodable_task_row_is_dead_lettered_and_harms_nobody(
+    world: World, database: Database, clock: FakeClock, prefix: str
+) -> None:
+    async with TestEngine(world.registry, database.store, clock=clock, run_tasks=False) as engine:
+        task = {"o/": Lasting("x"), "i/": Soon("x"), "t/": Ring("x", clock.now())}[prefix]
+        await started(engine, "poisoned", task)
+        key = await database.overwrite(prefix, b"\xff\xff garbage")
+        others = [await started(engine, str(number), Lasting("y"), Soon("z")) for number in range(3)]
+
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        await engine.drain()
+        (letter,) = await dead(engine)
+        assert letter.error_type == "SerializationError"
+        assert key in letter.error
+        assert letter.execution is None
+        assert [sorted(await engine.read(ref, log)) for ref in others] == [["y", "z"]] * 3
+
+        await engine.replay(letter)
+        await engine.drain()
+        (again,) = await dead(engine)
+        assert (again.task_id, again.error_type) == (letter.task_id, "SerializationError")
+    assert await database.queued() == []
+
+
+async def test_task_row_with_undecodable_payload_or_wrong_kind_is_dead_lettered(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    from persistence.proto.execution_pb2 import TaskRow
+    from persistence.store import SetRequest
+
+    async with TestEngine(world.registry, database.store, clock=clock, run_tasks=False) as engine:
+        await started(engine, "a", Soon("payload"))
+        await started(engine, "b", Lasting("kind"))
+        good = await started(engine, "c", Alarm("good", clock.now()))
+    for partition, item in [*await database.rows("i/"), *await database.rows("o/")]:
+        row = TaskRow.FromString(item.value)
+        if item.key.startswith("i/"):
+            row.info.data = b"[not json"
+        else:
+            row.kind.deadline_nanos = 1
+        await database.store.set(SetRequest(partition=partition, key=item.key, value=row.SerializeToString()))
+
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        await engine.drain()
+        errors = sorted([letter.error_type for letter in await dead(engine)])
+        assert errors == ["InvalidTaskKindError", "SerializationError"]
+        assert await engine.read(good, log) == ["good"]
+        assert world.names() == ["good"]
+
+
+async def test_undecodable_machine_is_named_and_harms_no_other(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "poisoned", Soon("never"))
+        key = await database.overwrite("n/", b"\xff\xff garbage")
+        good = await started(engine, "good", Soon("fine"))
+
+    async with TestEngine(world.registry, database.store) as engine:
+        with pytest.raises(SerializationError, match=key):
+            await engine.read(ref, log)
+        with pytest.raises(SerializationError, match=key):
+            await engine.update(ref, note("x"))
+        await engine.drain()
+        (letter,) = await dead(engine)
+        assert letter.error_type == "SerializationError"
+        assert key in letter.error
+        assert await engine.read(good, log) == ["fine"]
+        assert await engine.count() == 2
+
+
+async def test_undecodable_data_of_one_machine_leaves_the_others_of_its_tree(
+    world: World, database: Database
+) -> None:
+    from persistence.proto.hsm_pb2 import StateMachineNode
+    from persistence.store import SetRequest
+
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine, "job")
+        await engine.update(ref, lambda root: ask(Soon("bad"))(root.add_child(step("bad"), Step())))
+        await engine.update(ref, lambda root: ask(Soon("good"))(root.add_child(step("good"), Step())))
+    ((partition, item),) = [(p, i) for p, i in await database.rows("n/") if i.key.endswith(":bad")]
+    row = StateMachineNode.FromString(item.value)
+    row.data = b"\xff"
+    await database.store.set(SetRequest(partition=partition, key=item.key, value=row.SerializeToString()))
+
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.drain()
+        assert await engine.read(Ref(ref.execution, (step("good"),)), log) == ["good"]
+        with pytest.raises(SerializationError):
+            await engine.read(Ref(ref.execution, (step("bad"),)), log)
+        assert [letter.path for letter in await dead(engine)] == [(step("bad"),)]
+        described = await engine.describe(ref.execution)
+        assert [node.path for node in described.nodes] == [(), (step("bad"),), (step("good"),)]
+
+
+async def test_replayed_dead_letter_begins_anew(world: World, database: Database) -> None:
+    world.on(Soon, failing(OSError("x"), OSError("x"), None))
+    async with TestEngine(world.registry, database.store, small(max_attempts=2)) as engine:
+        ref = await started(engine, "job", Soon("task"))
+        await engine.run_until_idle()
+        (letter,) = await dead(engine)
+        await engine.replay(letter)
+        await engine.run_until_idle()
+        assert [run.attempt for run in world.runs] == [1, 2, 1]
+        assert await engine.read(ref, log) == ["task"]
+        assert await dead(engine) == []
+        assert await pending(engine, ref) == []
+        with pytest.raises(StaleReferenceError, match=letter.task_id):
+            await engine.replay(letter)
+    assert await database.queued() == []
+
+
+async def test_replay_of_an_older_burial_is_refused(world: World, database: Database) -> None:
+    world.on(Soon, failing(TerminalError("x")))
+    async with TestEngine(world.registry, database.store) as engine:
+        await started(engine, "job", Soon("task"))
+        await engine.drain()
+        (first,) = await dead(engine)
+        await engine.replay(first)
+        await engine.drain()
+        (second,) = await dead(engine)
+        with pytest.raises(StaleReferenceError):
+            await engine.replay(first)
+        await engine.replay(second)
+        await engine.drain()
+        assert len(world.runs) == 3
+
+
+async def test_replay_by_a_process_that_runs_no_tasks(world: World, database: Database) -> None:
+    world.on(Lasting, failing(TerminalError("x"), None))
+    async with (
+        TestEngine(world.registry, database.store) as engine,
+        TestEngine(world.registry, await database.open(), run_tasks=False) as other,
+    ):
+        ref = await started(engine, "job", Lasting("task"))
+        await engine.drain()
+        (letter,) = await dead(other)
+        await other.replay(letter)
+        await engine.skip(timedelta(hours=1))
+        assert await engine.read(ref, log) == ["task"]
+
+
+async def test_validate_that_fails_does_not_hold_up_other_tasks(
+    world: World, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with TestEngine(world.registry, database.store, small(max_attempts=2)) as engine:
+        ref = await started(engine, "job", Soon("good"), Lasting("bad"))
+
+        def broken(self: Lasting, ref: Ref, node: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Lasting, "validate", broken)
+        await engine.run_until_idle()
+        assert await engine.read(ref, log) == ["good"]
+        assert [letter.error_type for letter in await dead(engine)] == ["ZeroDivisionError"]
+        with pytest.raises(ZeroDivisionError):
+            await engine.update(ref, ask(Lasting("one more")))
+
+
+async def test_error_text_is_bounded(world: World, database: Database) -> None:
+    world.on(Soon, failing(TerminalError("x" * 100_000)))
+    async with TestEngine(world.registry, database.store) as engine:
+        await started(engine, "job", Soon("task"))
+        await engine.drain()
+        (letter,) = await dead(engine)
+        assert len(letter.error) < 10_000
