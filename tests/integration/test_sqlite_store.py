@@ -24,6 +24,7 @@ from persistence import (
     StoreBrokenError,
     StoreClosedError,
 )
+from persistence.decision import prepare
 from persistence.stores.sqlite import SqliteOptions, SqliteStore, sql
 from persistence.stores.sqlite.files import open_writer
 from persistence.stores.sqlite.writing import Writer
@@ -136,6 +137,24 @@ async def test_one_of_several_processes_cleans_up_an_interval(tmp_path: Path) ->
     assert [writer.claim_cleanup(60_000) for writer in writers] == [True, False, False]
     for writer in writers:
         writer.close()
+
+
+def test_a_batch_looks_at_the_clock_when_it_has_the_lock(tmp_path: Path) -> None:
+    """Not before, as a lease may run out while it waits for another process."""
+    path = tmp_path / "state.db"
+    with closing(open_writer(path, busy_timeout=timedelta(), open_timeout=timedelta())) as connection:
+        locked: list[bool] = []
+
+        def now() -> int:
+            locked.append(connection.in_transaction)
+            return 0
+
+        writer = Writer(connection, path, now)
+        limits = SqliteStore(path).limits
+        writer.write_batch([prepare([SetRequest(key="key", value=b"")], limits)], ["0" * 16])
+        writer.delete_expired()
+    assert locked
+    assert all(locked)
 
 
 async def test_a_multi_ends_beside_a_loop_that_is_never_idle(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from persistence.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["is_busy", "is_data_error", "translate"]
+__all__ = ["is_busy", "is_data_error", "is_full", "translate"]
 
 _PRIMARY: Final = 0xFF
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -31,6 +31,11 @@ def _code(error: sqlite3.Error) -> int | None:
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else holds a lock."""
     return _code(error) in _BUSY
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether there is no space left to write."""
+    return _code(error) == sqlite3.SQLITE_FULL
 
 
 def is_data_error(error: Exception) -> bool:

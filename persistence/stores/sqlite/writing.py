@@ -12,7 +12,7 @@ from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Decision, Slot, Transaction, decide
 from persistence.options import prefix_end
 from persistence.stores.sqlite import sql
-from persistence.stores.sqlite.failures import is_data_error, translate
+from persistence.stores.sqlite.failures import is_busy, is_data_error, is_full, translate
 
 __all__ = ["Writer"]
 
@@ -44,9 +44,10 @@ class Writer:
             DataRejectedError: nothing was written, because of a value.
             sqlite3.Error: the commit itself failed; what was written is not known.
         """
-        now = self._now()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            # Only now, because the lock may have been long in coming, and leases run out meanwhile.
+            now = self._now()
             decision = decide(batch, self._stored_etags(batch, now), etags)
             self._write(decision, now)
         except Exception as error:
@@ -81,9 +82,9 @@ class Writer:
     def delete_expired(self) -> bool:
         """Delete some expired rows; whether there may be more."""
         connection = self._connection
-        now = self._now()
         try:
             connection.execute("BEGIN IMMEDIATE")
+            now = self._now()
             slots: list[Slot] = connection.execute(sql.EXPIRED, (now, _CLEANUP_ROWS)).fetchall()
             connection.executemany(sql.DELETE_EXPIRED, [(*slot, now) for slot in slots])
             connection.execute("COMMIT")
@@ -132,7 +133,7 @@ class Writer:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._undo()
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if is_busy(error) or is_full(error):
                 raise translate(error, self._path) from error
             # The log may or may not have reached the disk, and a restart may or may not bring it back.
             raise
