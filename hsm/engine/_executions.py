@@ -319,6 +319,11 @@ class Executions:
             self.evict(execution)
             await self._await_outcome(execution)
             raise
+        except Exception:
+            # A store that breaks its contract: what it has done, only it can tell.
+            commit.revert()
+            self.evict(execution)
+            raise
         commit.done(etag)
         execution.root._state.clear()
         if claim is not None and not keep_claim:
