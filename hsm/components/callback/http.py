@@ -14,7 +14,9 @@ try:
     import aiohttp
     import yarl
 except ImportError as error:
-    raise ImportError("sending over HTTP needs aiohttp: pip install 'hsm-toolkit[http]'") from error
+    raise ImportError(
+        "sending over HTTP needs aiohttp: pip install 'hsm-toolkit[http]'", name=error.name
+    ) from error
 
 __all__ = ["HttpSender", "retry_after_of"]
 
