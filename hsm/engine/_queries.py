@@ -39,7 +39,14 @@ _LIFECYCLE: Final = {
 }
 
 
-def _info(key: str, row: ExecutionRow) -> ExecutionInfo:
+def _info(key: str, value: bytes) -> ExecutionInfo:
+    try:
+        row = decode_row(ExecutionRow, key, value)
+    except SerializationError as error:
+        # One bad row must not hide all the others.
+        return ExecutionInfo(
+            ExecutionKey(*parse_execution_key(key)), Lifecycle.RUNNING, "", from_nanos(0), None, str(error)
+        )
     return ExecutionInfo(
         ExecutionKey(*parse_execution_key(key)),
         _LIFECYCLE.get(row.status, Lifecycle.RUNNING),
@@ -56,14 +63,16 @@ async def list_executions(
     status: Lifecycle | None,
     state: str | None,
 ) -> AsyncIterator[ExecutionInfo]:
-    """Executions that match, shard by shard, then by namespace and id."""
+    """Executions that match, shard by shard, then by namespace and id; unreadable ones match no filter."""
     start, end = "e/", "e" + AFTER_SLASH
     if namespace is not None:
         start = f"e/{escape(namespace)}/"
         end = prefix_end(start)
     for partition in partitions:
         async for item in store.scan(partition, start, end):
-            info = _info(item.key, decode_row(ExecutionRow, item.key, item.value))
+            info = _info(item.key, item.value)
+            if info.error and (status is not None or state is not None):
+                continue
             if (status is None or info.status is status) and (state is None or info.state == state):
                 yield info
 
@@ -101,7 +110,7 @@ async def execution_tree(
                 tuple(pending),
             )
         )
-    info = _info(row, decode_row(ExecutionRow, row, found.data or b""))
+    info = _info(row, found.data or b"")
     return ExecutionTree(info, tuple(described))
 
 
@@ -147,7 +156,12 @@ async def dead_letters(
 
 
 def _dead_letter(registry: Registry, partition: str, item: Item) -> DeadLetter:
-    row = decode_row(DeadLetterRow, item.key, item.value)
+    try:
+        row = decode_row(DeadLetterRow, item.key, item.value)
+    except SerializationError as error:
+        row = DeadLetterRow(
+            undecodable=item.value, error_type=type(error).__name__, error=f"not even this row: {error}"
+        )
     task = row.task
     readable = not row.undecodable
     registration = registry.task(task.info.type)

@@ -23,6 +23,7 @@ class ExecutionInfo:
         state: name of the root's state.
         start_time: when it was started.
         close_time: when its root had no more to do; None while it runs.
+        error: why its row cannot be read, if so; then only the key and this are known.
     """
 
     key: ExecutionKey
@@ -30,6 +31,7 @@ class ExecutionInfo:
     state: str
     start_time: datetime
     close_time: datetime | None
+    error: str = ""
 
 
 @attrs.frozen
@@ -88,7 +90,7 @@ class DeadLetter:
 
     Attributes:
         task_id: of the task.
-        execution: it belongs to; None if the row could not be decoded.
+        execution: it belongs to; None if its row, or that of the task, could not be decoded.
         path: of the machine.
         task_type: name of the task type, or its id as text.
         kind: when and where it was to run; None if the row could not be decoded.
