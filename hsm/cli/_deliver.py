@@ -15,15 +15,15 @@ import attrs
 from rich.console import Console
 
 from hsm.cli._database import NAMESPACE, open_store
-from hsm.cli._errors import CommandError, ConflictingLineError, LineError
+from hsm.cli._errors import CommandError, ConflictingLineError, DamagedRowError, LineError
 from hsm.cli._lines import Delivery, read_lines
 from hsm.cli._progress import show_progress
 from hsm.cli._tally import Tally
 from hsm.components import callback
-from hsm.components.callback import Callback, CallbackOptions, Scheduled, scheduled
+from hsm.components.callback import Callback, CallbackOptions, Scheduled, State, scheduled
 from hsm.components.callback.http import HttpSender
 from hsm.engine import Backoff, Engine, EngineOptions
-from hsm.errors import ExecutionAlreadyStartedError, RetryLaterError
+from hsm.errors import ExecutionAlreadyStartedError, RetryLaterError, SerializationError
 from hsm.machine import Lifecycle
 from hsm.ref import ExecutionKey
 from hsm.registry import Registry
@@ -37,6 +37,9 @@ _TIMERS: Final = 256
 _IDLE_SECONDS: Final = 1.0
 # With another process at work on the same database, not every end is seen here.
 _RECOUNT_AFTER_IDLE: Final = 30
+_LOOK_AFTER_IDLE: Final = 2
+# Longer than any pause that the engine itself makes after an error.
+_SUSPECT_AFTER_IDLE: Final = 300
 _STOP_GRACE: Final = timedelta(seconds=5)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _SIGNAL_STATUS: Final = 128
@@ -68,6 +71,8 @@ async def deliver(path: Path, url: str, options: DeliverOptions, out: Console, e
         async with open_store(url) as store:
             async with Engine(_registry(), store, run_tasks=False) as engine:
                 tally = await Tally.of(engine)
+            for message in tally.unreadable.values():
+                errors.print(f"database: {message}", markup=False, highlight=False, soft_wrap=True)
             async with (
                 HttpSender() as sender,
                 Engine(_registry(sender, tally, options), store, _engine_options(options)) as engine,
@@ -161,6 +166,8 @@ class _Run:
                 raise ConflictingLineError(
                     delivery.line, f"there is another delivery with the id {delivery.id!r} already"
                 ) from error
+            except SerializationError as error:
+                raise DamagedRowError(delivery.line, str(error)) from error
             except RetryLaterError:
                 # The same request is recognised if the first try did reach the store.
                 if tries == _START_TRIES:
@@ -182,7 +189,22 @@ class _Run:
                 idle += 1
                 await tally.count_dead(self._engine)
                 if idle % _RECOUNT_AFTER_IDLE == 0:
-                    tally.waiting = await self._engine.count(namespace=NAMESPACE, status=Lifecycle.RUNNING)
+                    running = await self._engine.count(namespace=NAMESPACE, status=Lifecycle.RUNNING)
+                    tally.waiting = running + len(tally.unreadable)
+                if await self._is_stuck(idle):
+                    return
+
+    async def _is_stuck(self, idle: int) -> bool:
+        """Whether what is left will never run: because of tasks that cannot be read, for example."""
+        if idle < (_LOOK_AFTER_IDLE if self._tally.nameless else _SUSPECT_AFTER_IDLE):
+            return False
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                await self._engine.drain()
+        except TimeoutError:
+            return False
+        pausing = await self._engine.count(namespace=NAMESPACE, state=State.BACKING_OFF.name)
+        return pausing == 0
 
 
 @contextmanager
@@ -233,8 +255,10 @@ def _summarize(out: Console, tally: Tally, path: Path, stop: int | None) -> None
     ]
     if tally.all_failed > tally.dead:
         text.append("`hsm status --state FAILED` lists what has failed for good")
-    if tally.dead:
-        text.append(f"{tally.dead} deliveries met an error of their own; `hsm dead` shows and replays them")
+    if tally.dead or tally.nameless:
+        text.append(
+            "some deliveries met an error that is not the receiver's; `hsm dead` shows and replays them"
+        )
     if stop is not None:
         text.append(f"stopped by {signal.Signals(stop).name}; run the same command again to go on")
     out.print("\n".join(text), markup=False, highlight=False, soft_wrap=True)

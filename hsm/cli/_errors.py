@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from hsm.errors import HSMError
 
-__all__ = ["CommandError", "ConflictingLineError", "LineError", "MalformedLineError", "OversizedLineError"]
+__all__ = [
+    "CommandError",
+    "ConflictingLineError",
+    "DamagedRowError",
+    "LineError",
+    "MalformedLineError",
+    "OversizedLineError",
+]
 
 
 class CommandError(HSMError):
@@ -35,3 +42,7 @@ class OversizedLineError(LineError):
 
 class ConflictingLineError(LineError):
     """There is another delivery with this id."""
+
+
+class DamagedRowError(LineError):
+    """What the database has under this id cannot be read."""

@@ -26,9 +26,13 @@ __all__ = ["dead", "show", "status"]
 async def status(out: Console, url: str, namespace: str, state: str | None, limit: int) -> int:
     """Count the executions of a database by state; list those of one state, if it is given."""
     counts: Counter[tuple[str, str]] = Counter()
+    unreadable: list[str] = []
     listed: list[ExecutionInfo] = []
     async with open_reader(url) as engine:
         async for info in engine.list(namespace=namespace or None):
+            if info.error:
+                unreadable.append(info.error)
+                continue
             counts[info.key.namespace, info.state] += 1
             if state is not None and info.state.casefold() == state.casefold() and len(listed) < limit:
                 listed.append(info)
@@ -43,6 +47,8 @@ async def status(out: Console, url: str, namespace: str, state: str | None, limi
         table.add_row(escape(name), escape(in_state), str(count))
     out.print(table)
     out.print(f"{sum(counts.values())} executions, {letters} dead letters", highlight=False)
+    for message in unreadable[:limit]:
+        out.print(message, markup=False, highlight=False, soft_wrap=True, style="red")
     if state is not None:
         _print_listing(out, listed)
     return 0
@@ -133,9 +139,10 @@ async def dead(out: Console, url: str, replay: Sequence[str]) -> int:
 def _print_dead(out: Console, letters: Sequence[DeadLetter]) -> None:
     for letter in letters:
         execution = "?" if letter.execution is None else f"{letter.execution.namespace}/{letter.execution.id}"
+        what = "?" if letter.execution is None else letter.task_type
         text = Text.assemble(
             (letter.task_id, "bold"),
-            f"  {letter.task_type} {_kind(letter.kind)} of {execution},"
+            f"  {what} {_kind(letter.kind)} of {execution},"
             f" {letter.attempts} attempts, {_time(letter.time)}\n    ",
             (letter.error, "red"),
         )

@@ -30,6 +30,8 @@ class Tally:
         known_failed: of these, the ones that have failed for good before.
         refused: lines that are no delivery.
         dead: deliveries whose task is dead-lettered; they are waiting, too.
+        nameless: dead letters that do not tell whose they are.
+        unreadable: what is wrong with the rows of deliveries that cannot be read, by id; they count as dead.
         failed_ids: the deliveries that had failed before.
         changed: set whenever an attempt has ended.
     """
@@ -45,6 +47,8 @@ class Tally:
     known_failed: int = 0
     refused: int = 0
     dead: int = 0
+    nameless: int = 0
+    unreadable: dict[str, str] = attrs.field(factory=dict[str, str])
     failed_ids: set[str] = attrs.field(factory=set[str])
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -53,7 +57,10 @@ class Tally:
         """What a database holds now."""
         tally = cls()
         async for info in engine.list(namespace=NAMESPACE):
-            if info.status is Lifecycle.COMPLETED:
+            if info.error:
+                tally.unreadable[info.key.id] = info.error
+                tally.waiting += 1
+            elif info.status is Lifecycle.COMPLETED:
                 tally.confirmed_before += 1
             elif info.status is Lifecycle.FAILED:
                 tally.failed_before += 1
@@ -65,10 +72,12 @@ class Tally:
 
     async def count_dead(self, engine: Engine) -> None:
         """Look for dead letters anew."""
-        dead: set[str] = set()
+        dead, self.nameless = set(self.unreadable), 0
         async for letter in engine.dead_letters():
-            if letter.execution is None or letter.execution.namespace == NAMESPACE:
-                dead.add(letter.task_id if letter.execution is None else letter.execution.id)
+            if letter.execution is None:
+                self.nameless += 1
+            elif letter.execution.namespace == NAMESPACE:
+                dead.add(letter.execution.id)
         self.dead = len(dead)
 
     def add_line(self, id_: str, *, new: bool) -> None:
@@ -117,4 +126,4 @@ class Tally:
     @property
     def flawless(self) -> bool:
         """Whether every line of the file, and whatever else was waiting, has been delivered."""
-        return not (self.refused or self.failed or self.known_failed or self.dead)
+        return not (self.refused or self.failed or self.known_failed or self.dead or self.unfinished)

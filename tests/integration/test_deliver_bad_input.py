@@ -210,3 +210,45 @@ async def test_missing_extra_is_named(tmp_path: Path, missing: str) -> None:
     assert (process.returncode, len(err.splitlines())) == (2, 1)
     assert missing in err.decode()
     assert "hsm-toolkit[" in err.decode()
+
+
+@pytest.mark.parametrize("row", ["e/deliver/b/", "c/deliver/b"])
+async def test_undecodable_execution_is_named_and_the_others_are_delivered(
+    tmp_path: Path, registry: Registry, row: str
+) -> None:
+    async with receiver() as to, Database(f"sqlite:///{tmp_path}/deliveries.db") as database:
+        await start(database, registry, to.urls[0], "a", "b", "c")
+        key = await database.overwrite(row, b"\xff\xff")
+        write_lines(
+            tmp_path / "deliveries.jsonl", *({"id": id_, "url": f"{to.urls[0]}/{id_}"} for id_ in "bd")
+        )
+        result = await hsm(*DELIVER, folder=tmp_path)
+        status = await hsm("status", "--db", DATABASE, folder=tmp_path)
+        show = await hsm("show", "--db", DATABASE, "b", folder=tmp_path)
+    assert {"a", "c", "d"} <= to.ids.keys()
+    assert max(to.ids.values()) == 1
+    assert (result.status, key in result.err, "Traceback" in result.err) == (1, True, False)
+    assert status.status == 0
+    assert (key in status.out) == key.startswith("e/")
+    assert_told(show, key)
+
+
+async def test_undecodable_tasks_and_dead_letters_do_not_hold_up_the_end(
+    tmp_path: Path, registry: Registry
+) -> None:
+    async with receiver() as to, Database(f"sqlite:///{tmp_path}/deliveries.db") as database:
+        await start(database, registry, to.urls[0], "a", "b")
+        ((partition, item), _) = await database.rows("o/")
+        for key in (item.key, "d/nonsense"):
+            await database.store.set(SetRequest(partition=partition, key=key, value=b"\xff\xff"))
+        write_lines(tmp_path / "deliveries.jsonl")
+        result = await hsm(*DELIVER, folder=tmp_path)
+        dead = await hsm("dead", "--db", DATABASE, folder=tmp_path)
+        replayed = await hsm("dead", "--db", DATABASE, "--replay", "nonsense", folder=tmp_path)
+    assert len(to.ids) == 1
+    assert result.status == 1
+    assert "in all: 1 delivered, 0 failed, 1 waiting" in result.out
+    assert dead.status == 0
+    assert item.key in dead.out
+    assert "d/nonsense" in dead.out
+    assert_told(replayed, "d/nonsense")
