@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
@@ -71,7 +72,7 @@ class FaultyStore:
     def __init__(self, inner: EngineStore) -> None:
         """Stand before `inner`, which is open already and stays open."""
         self._inner = inner
-        self._is_cut_off = False
+        self._cut = asyncio.Event()
         self._cut_before: int | None = None
         self._cut_after: int | None = None
         self.before: Hook | None = None
@@ -82,11 +83,15 @@ class FaultyStore:
     @property
     def is_cut_off(self) -> bool:
         """Whether calls fail now."""
-        return self._is_cut_off
+        return self._cut.is_set()
+
+    async def until_cut_off(self) -> None:
+        """Return when calls fail."""
+        await self._cut.wait()
 
     def cut_off(self) -> None:
         """Let every call fail from now on."""
-        self._is_cut_off = True
+        self._cut.set()
 
     def cut_off_at(self, write: int, *, carried_out: bool) -> None:
         """Cut off at a write, counted from 1 over the store's life: before or after it is carried out."""
@@ -97,7 +102,7 @@ class FaultyStore:
 
     def reconnect(self) -> None:
         """Let calls get through again."""
-        self._is_cut_off = False
+        self._cut.clear()
         self._cut_before = self._cut_after = None
 
     async def _begin(self, method: str, request: object, *, writes: bool) -> Call:
@@ -105,7 +110,7 @@ class FaultyStore:
         self.writes += writes
         call = Call(self.calls, self.writes if writes else 0, method, request)
         if writes and call.write == self._cut_before:
-            self._is_cut_off = True
+            self._cut.set()
         self._refuse(call)
         if self.before is not None:
             await self.before(call)
@@ -114,13 +119,13 @@ class FaultyStore:
 
     async def _end(self, call: Call) -> None:
         if call.write and call.write == self._cut_after:
-            self._is_cut_off = True
+            self._cut.set()
         self._refuse(call)
         if self.after is not None:
             await self.after(call)
 
     def _refuse(self, call: Call) -> None:
-        if self._is_cut_off:
+        if self._cut.is_set():
             raise CutOffError(f"the store was cut off: call {call.number}, {call.method}")
 
     async def _pass_on(

@@ -26,6 +26,7 @@ from hsm import (
     StaleReferenceError,
     StaleStateError,
     StateMachineNotFoundError,
+    Task,
     TerminalError,
     TransactionTooLargeError,
 )
@@ -308,8 +309,8 @@ async def test_undecodable_task_row_is_dead_lettered_and_harms_nobody(
     world: World, database: Database, clock: FakeClock, prefix: str
 ) -> None:
     async with TestEngine(world.registry, database.store, clock=clock, run_tasks=False) as engine:
-        task = {"o/": Lasting("x"), "i/": Soon("x"), "t/": Ring("x", clock.now())}[prefix]
-        await started(engine, "poisoned", task)
+        tasks: dict[str, Task] = {"o/": Lasting("x"), "i/": Soon("x"), "t/": Ring("x", clock.now())}
+        await started(engine, "poisoned", tasks[prefix])
         key = await database.overwrite(prefix, b"\xff\xff garbage")
         others = [await started(engine, str(number), Lasting("y"), Soon("z")) for number in range(3)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -239,11 +240,12 @@ async def test_group_is_one_queue_for_several_types(database: Database) -> None:
     gate = Gate("there")
     names: list[str] = []
 
-    async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+    async def run(env: Environment, ref: Ref, task: Any) -> None:
         names.append(task.name)
         await gate(env, ref, task)
 
-    for task in (Lasting, Call):
+    tasks: list[type[Any]] = [Lasting, Call]
+    for task in tasks:
         registry.register_task(task, group="together")
         registry.register_executor(task, run)
     async with TestEngine(registry, database.store, small(concurrency=1)) as engine:
