@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, TypeVar
@@ -73,7 +74,7 @@ class Executions:
         self._ids = ids
         self._shard_count = shard_count
         self.committed = committed
-        self._cache: dict[ExecutionKey, Execution] = {}
+        self._cache: OrderedDict[ExecutionKey, Execution] = OrderedDict()
 
     def partition(self, key: ExecutionKey) -> str:
         """The partition of an execution."""
@@ -127,12 +128,12 @@ class Executions:
             ReentrantTransitionError: this asyncio task holds it already.
         """
         while True:
-            execution = self._cache.pop(key, None)
+            execution = self._cache.get(key)
             loaded = False
             if execution is None:
                 execution, loaded = await self._load(key)
             else:
-                self._cache[key] = execution
+                self._cache.move_to_end(key)
             if execution.owner is not None and execution.owner is asyncio.current_task():
                 raise ReentrantTransitionError(
                     f"execution {key.namespace}/{key.id} is held by this task already"

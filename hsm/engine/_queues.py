@@ -7,7 +7,7 @@ their next try, sit in one deadline queue first.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -65,7 +65,7 @@ class Dispatcher:
         self._alarm: TimerHandle | None = None
         self._alarm_at = 0
         self._started = False
-        self._finished: dict[str, str] = {}
+        self._finished: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -149,7 +149,7 @@ class Dispatcher:
         finished = self._finished
         finished[task.id] = task.etag
         if len(finished) > _REMEMBERED:
-            del finished[next(iter(finished))]
+            finished.popitem(last=False)
         self._drop(queue, task.id)
         self._pump(queue)
 

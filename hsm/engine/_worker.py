@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Final
 
 from hsm.engine._executions import Executions, translated
+from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, decode_task, kind_of
-from hsm.engine.clock import time_limit
 from hsm.engine.options import EngineOptions
 from hsm.errors import (
     DestinationDownError,
@@ -23,7 +23,9 @@ from hsm.errors import (
     disposition,
 )
 from hsm.executor import Environment, execute
+from hsm.ref import Ref
 from hsm.registry import Registry
+from hsm.task import Task
 from persistence import errors as storage
 from persistence.executions import dead_letter_key, timer_key
 from persistence.proto.execution_pb2 import DeadLetterRow, TaskRow
@@ -59,6 +61,11 @@ class Worker:
         self._executions = executions
         self._dispatcher = dispatcher
         self._loader = loader
+        self._limits = TimeLimits(options.clock)
+
+    def close(self) -> None:
+        """Watch over nothing any more."""
+        self._limits.close()
 
     async def run(self, task: QueuedTask) -> None:
         """Run a task once. It is out of the dispatcher, or waiting in it, when this returns."""
@@ -83,8 +90,12 @@ class Worker:
                 task.task = decode_task(self._registry, message.type, message.data, kind_of(task.row.kind))
             ref = task.ref()
             await self._executions.validate(ref, task)
-            async with time_limit(self._options.clock, self._timeout(task.row.info.type)):
+            limit = self._time_limit(task.row.info.type)
+            run = asyncio.current_task()
+            if limit is None or run is None:
                 await execute(self._registry, self._environment, ref, task.task)
+            else:
+                await self._execute_within(limit, run, ref, task.task)
         except asyncio.CancelledError as error:
             current = asyncio.current_task()
             if current is None or current.cancelling():
@@ -97,7 +108,20 @@ class Worker:
             return error
         return None
 
-    def _timeout(self, type_id: int) -> timedelta | None:
+    async def _execute_within(self, limit: timedelta, run: asyncio.Task[None], ref: Ref, task: Task) -> None:
+        self._limits.begin(run, limit)
+        try:
+            await execute(self._registry, self._environment, ref, task)
+        except asyncio.CancelledError as error:
+            if self._limits.end(run):
+                raise TimeoutError(f"the executor took longer than {limit}") from error
+            raise
+        except BaseException:
+            self._limits.end(run)
+            raise
+        self._limits.end(run)
+
+    def _time_limit(self, type_id: int) -> timedelta | None:
         registration = self._registry.task(type_id)
         if registration is not None and registration.timeout is not None:
             return registration.timeout

@@ -128,6 +128,7 @@ class Engine:
                 run.cancel()
             # What the block raised is the caller's and stays as it is: the group need not know.
             await self._background.__aexit__(None, None, None)
+            self._worker.close()
 
     def now(self) -> datetime:
         """The present time, by the engine's clock."""

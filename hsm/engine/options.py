@@ -63,7 +63,7 @@ class EngineOptions:
 
     clock: Clock = attrs.field(factory=SystemClock)
     random: random.Random = attrs.field(factory=random.Random)
-    shard_count: int = 16
+    shard_count: int = 4
     backoff: Backoff = Backoff()
     max_attempts: int = 70
     task_timeout: timedelta | None = timedelta(seconds=60)
