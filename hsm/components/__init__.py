@@ -1,1 +1,3 @@
-"""Ready machines."""
+"""Ready machines, each a package of its own."""
+
+__all__: list[str] = []

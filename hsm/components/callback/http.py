@@ -13,10 +13,10 @@ from hsm.components.callback.request import Request
 try:
     import aiohttp
     import yarl
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
-        "sending over HTTP needs aiohttp: pip install 'hsm-toolkit[http]'", name=error.name
-    ) from error
+        "sending over HTTP needs aiohttp: pip install 'hsm-toolkit[http]'", name=_error.name
+    ) from _error
 
 __all__ = ["HttpSender", "retry_after_of"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
 import re
 from collections.abc import Iterable
@@ -83,7 +84,7 @@ class Callback:
     __slots__ = ("message", "state")
 
     def __init__(self, message: CallbackInfo) -> None:
-        self.message = message
+        self.message: CallbackInfo = message
         self.state: State = State(message.state)
 
     @classmethod
@@ -297,7 +298,7 @@ _LAST_STAGE: Final = 3
 class CallbackDefinition:
     """Callbacks for a registry."""
 
-    data_type: Final = Callback
+    data_type: Final[builtins.type[Callback]] = Callback
 
     @property
     def type(self) -> MachineType:
