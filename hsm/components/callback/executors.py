@@ -33,7 +33,7 @@ from hsm.components.callback.moves import (
 )
 from hsm.components.callback.request import LONGEST_TIMEOUT, Request
 from hsm.engine import Backoff as Delays
-from hsm.errors import DestinationDownError
+from hsm.errors import DestinationDownError, StorageUnavailableError
 from hsm.executor import AccessType, Environment
 from hsm.ref import Ref
 from hsm.registry import Registry
@@ -51,6 +51,7 @@ __all__ = [
 
 # A sender keeps the time of its request itself; this ends one that does not.
 _TASK_TIMEOUT: Final = LONGEST_TIMEOUT + timedelta(minutes=1)
+_SAVES: Final = 3
 
 
 @attrs.frozen
@@ -152,7 +153,7 @@ class _Executors:
         now = env.now()
         # Chosen before the update, which may run its function again.
         delay = self._delay(task.attempt, outcome)
-        state = await env.update(ref, lambda node: _note(node, outcome, now, delay))
+        state = await _save(env, ref, lambda node: _note(node, outcome, now, delay))
         if self._observer is not None:
             self._observer(ref, state)
         if isinstance(outcome, Unavailable):
@@ -163,6 +164,17 @@ class _Executors:
         if isinstance(outcome, Unavailable) and outcome.retry_after is not None:
             return max(delay, min(outcome.retry_after, self._options.longest_retry_after))
         return delay
+
+
+async def _save(env: Environment, ref: Ref, note: Callable[[Node], State]) -> State:
+    """Store what came of an attempt, patiently: without it, the request would be sent once more."""
+    for _ in range(_SAVES - 1):
+        try:
+            return await env.update(ref, note)
+        except StorageUnavailableError:
+            # The store has waited for its own time-out already.
+            continue
+    return await env.update(ref, note)
 
 
 def _note(node: Node, outcome: Outcome, now: datetime, delay: timedelta) -> State:

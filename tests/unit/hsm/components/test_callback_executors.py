@@ -145,26 +145,32 @@ async def test_error_of_the_sender_counts_against_the_task_and_not_the_attempts(
     assert (data.state, data.attempt, len(script.sent)) == (State.SUCCEEDED, 1, 2)
 
 
-async def test_failure_that_could_not_be_saved_is_not_acknowledged() -> None:
+@pytest.mark.parametrize(
+    ("times", "sent", "seen"),
+    [(2, 2, [State.BACKING_OFF, State.SUCCEEDED]), (3, 2, [State.SUCCEEDED])],
+)
+async def test_outcome_that_cannot_be_saved_is_saved_later_or_the_request_repeated(
+    times: int, sent: int, seen: list[State]
+) -> None:
     """Word of a destination that is down must not stand in for the lost write."""
     script = Script([Unavailable("busy"), Confirmed()])
     failures: list[Call] = []
 
-    async def fail_first_write_after_an_attempt(call: Call) -> None:
-        if call.write and script.sent and not failures:
+    async def fail_writes_after_an_attempt(call: Call) -> None:
+        if call.write and script.sent and len(failures) < times:
             failures.append(call)
             raise StoreBusyError("locked")
 
     async with MemoryStore() as memory:
         store = FaultyStore(memory)
-        store.before = fail_first_write_after_an_attempt
+        store.before = fail_writes_after_an_attempt
         async with TestEngine(script.registry(), store) as engine:
             await start(engine)
             await engine.run_until_idle()
             data = await callback(engine)
-    assert len(failures) == 1
-    assert (data.state, data.attempt, script.seen) == (State.SUCCEEDED, 1, [State.SUCCEEDED])
-    assert len(script.sent) == 2
+    assert len(failures) == times
+    assert (data.state, data.attempt, script.seen) == (State.SUCCEEDED, len(seen), seen)
+    assert len(script.sent) == sent
 
 
 @attrs.define
