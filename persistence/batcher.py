@@ -1,16 +1,13 @@
 """Group commit: concurrent transactions share one physical commit, each succeeding or failing alone.
 
 Whatever waits when the last commit ends becomes the next batch. There is no linger timer: while one commit
-runs the next batch forms by itself, and a transaction that comes alone is committed at once. Tasks of the
-event loop that are ready to run may join first, but only for as long as one commit takes: after that it is
-better to let the commit run beside them.
+runs the next batch forms by itself, and a transaction that comes alone is committed at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
@@ -43,7 +40,6 @@ more than its statements do.
 """
 
 _MAX_TRANSACTIONS: Final = 1000
-_FORGETTING: Final = 1.1
 _MAX_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -112,10 +108,6 @@ class Batcher:
         self._futures: list[asyncio.Future[str]] = []
         self._replays: list[tuple[Transaction, asyncio.Future[str]]] = []
         self._busy = False
-        self._gathering = False
-        self._gathering_since = 0.0
-        self._began_at = 0.0
-        self._commit_seconds = 0.0
         self._refusal: PersistenceError | None = None
         self._idle: asyncio.Future[None] | None = None
 
@@ -133,10 +125,8 @@ class Batcher:
         self._pending_bytes += transaction.size
         if not self._busy:
             self._busy = True
-            self._gather()
-        elif self._gathering and time.monotonic() - self._gathering_since > self._commit_seconds:
-            # They take longer to get here than a commit takes: let it run beside them.
-            self._start_gathered()
+            # Not at once: the other tasks that are ready to run may want to share the commit.
+            self._loop.call_soon(self._start)
         return future
 
     def check(self) -> None:
@@ -168,23 +158,11 @@ class Batcher:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
-    def _gather(self) -> None:
-        """Begin a commit when the tasks that are ready have had their turn: they may want to share it."""
-        self._gathering = True
-        self._gathering_since = time.monotonic()
-        self._loop.call_soon(self._start_gathered)
-
-    def _start_gathered(self) -> None:
-        if self._gathering:
-            self._gathering = False
-            self._start()
-
     def _start(self) -> None:
         batch, futures = self._take()
         if not batch:
             self._rest()
             return
-        self._began_at = time.monotonic()
         try:
             self._begin(batch, partial(self._finish, batch, futures))
         except Exception as error:  # noqa: BLE001  a commit that cannot even begin is one that died
@@ -221,10 +199,6 @@ class Batcher:
         futures: list[asyncio.Future[str]],
         outcome: Sequence[Result] | BaseException,
     ) -> None:
-        # The loop learns late of a commit that ran beside a long turn, so the shortest is nearest the truth;
-        # it is forgotten slowly, as disks get slower, too.
-        taken = time.monotonic() - self._began_at
-        self._commit_seconds = min(taken, _FORGETTING * self._commit_seconds) or taken
         if isinstance(outcome, BaseException):
             self._fail_batch(batch, futures, outcome)
         elif len(outcome) != len(batch):
@@ -239,7 +213,8 @@ class Batcher:
                 else:
                     _fail([future], result)
         if self._pending or self._replays:
-            self._gather()
+            # Not at once: the callers that are about to wake up may go on with another transaction.
+            self._loop.call_soon(self._start)
         else:
             self._rest()
 
