@@ -38,8 +38,9 @@ from tests.benchmarks.harness import (
 __all__ = ["measure"]
 
 # Rounds, executions of ours in a round, and workflows of DBOS.
-_EFFORT: Final = {Size.FULL: (7, 10_000, 300), Size.QUICK: (3, 3000, 100), Size.TINY: (1, 20, 5)}
+_EFFORT: Final = {Size.FULL: (5, 10_000, 200), Size.QUICK: (3, 3000, 50), Size.TINY: (1, 20, 5)}
 _CONCURRENCY: Final = {Size.FULL: 100, Size.QUICK: 100, Size.TINY: 5}
+_PATIENCE_SECONDS: Final = 120.0
 _NAMESPACE: Final = "benchmark"
 _DESTINATION: Final = "example.org"
 
@@ -128,7 +129,9 @@ async def _engine_rate(directory: Path, executions: int, concurrency: int) -> fl
     ):
         await engine.drain()
         start = time.perf_counter()
-        await clients.run(engine, executions, concurrency)
+        # An execution that never ends is a failure to see, not one to wait for.
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await clients.run(engine, executions, concurrency)
         return executions / (time.perf_counter() - start)
 
 
