@@ -38,12 +38,6 @@ from persistence.store import (
 
 __all__ = ["Commit", "Removed", "check_task", "find_removed", "plan"]
 
-_STATUS = {
-    Lifecycle.RUNNING: ExecutionStatus.EXECUTION_STATUS_RUNNING,
-    Lifecycle.COMPLETED: ExecutionStatus.EXECUTION_STATUS_COMPLETED,
-    Lifecycle.FAILED: ExecutionStatus.EXECUTION_STATUS_FAILED,
-}
-
 
 def check_task(task: Task, ref: Ref, node: Node) -> None:
     """Check that a task still makes sense.
@@ -182,21 +176,29 @@ class _Planner:
         state = execution.root._state
         row = ExecutionRow()
         row.CopyFrom(execution.row)
-        failover_version, transition_count = state.version
-        if row.history and row.history[-1].failover_version == failover_version:
-            row.history[-1].max_transition_count = transition_count
+        version = state.version
+        history = row.history
+        if execution.version.failover_version == version.failover_version and history:
+            history[-1].max_transition_count = version.transition_count
         else:
-            row.history.add(failover_version=failover_version, max_transition_count=transition_count)
+            history.add(
+                failover_version=version.failover_version, max_transition_count=version.transition_count
+            )
         row.next_ordinal = state.next_ordinal
         if root_changed:
             data = execution.root.data(object)
             lifecycle = lifecycle_of(data)
             row.state = state_name(data)
-            row.status = _STATUS[lifecycle]
             if lifecycle is Lifecycle.RUNNING:
+                row.status = ExecutionStatus.EXECUTION_STATUS_RUNNING
                 row.close_nanos = 0
-            elif not row.close_nanos:
-                row.close_nanos = self.now_nanos
+            else:
+                row.status = (
+                    ExecutionStatus.EXECUTION_STATUS_COMPLETED
+                    if lifecycle is Lifecycle.COMPLETED
+                    else ExecutionStatus.EXECUTION_STATUS_FAILED
+                )
+                row.close_nanos = row.close_nanos or self.now_nanos
         self.commit.set_row(row)
         self.operations.append(
             SetRequest(

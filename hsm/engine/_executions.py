@@ -255,6 +255,9 @@ class Executions:
             StaleReferenceError: the task has become pointless.
         """
         execution = self._cache.get(ref.execution)
+        if claim.is_fresh and execution is not None and execution.etag == claim.etag:
+            # Nothing was committed since the transition that asked for the task, which checked it.
+            return
         if execution is not None and not execution.lock.locked():
             begin(execution)
             try:

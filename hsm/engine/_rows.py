@@ -45,6 +45,7 @@ class QueuedTask:
         raw: the row's value where it cannot be decoded.
         task: the decoded task, if it has been needed.
         due: not to be run before, in nanoseconds.
+        is_fresh: whether it was never read from the store.
         tries: attempts in this process that do not count against the task.
         spent: the row is gone, together with a write under this task.
     """
@@ -55,6 +56,7 @@ class QueuedTask:
         "due",
         "etag",
         "id",
+        "is_fresh",
         "is_timer",
         "key",
         "partition",
@@ -71,6 +73,7 @@ class QueuedTask:
         self.key = key
         self.etag = etag
         self.id = key[key.rindex("/") + 1 :]
+        self.is_fresh = False
         self.is_timer = key[0] == "t"
         self.queue = queue
         self.row = row
@@ -101,6 +104,7 @@ class QueuedTask:
         queued.due = due
         queued._execution = ref.execution
         queued._ref = ref
+        queued.is_fresh = True
         return queued
 
     @classmethod

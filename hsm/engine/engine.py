@@ -126,6 +126,8 @@ class Engine:
         finally:
             for run in self._runs:
                 run.cancel()
+            if self._runs:
+                await asyncio.wait(self._runs)
             # What the block raised is the caller's and stays as it is: the group need not know.
             await self._background.__aexit__(None, None, None)
             self._worker.close()
@@ -324,7 +326,8 @@ class Engine:
             self._read(partial(self._sweep, execution.partition))
 
     def _spawn(self, task: QueuedTask) -> None:
-        run = self._background.create_task(self._worker.run(task))
+        # Not in the task group, whose bookkeeping costs more than the task: the worker lets no error out.
+        run = asyncio.get_running_loop().create_task(self._worker.run(task))
         self._runs.add(run)
         run.add_done_callback(self._run_ended)
 
