@@ -24,7 +24,6 @@ from hsm.components.callback import Callback, CallbackOptions, Scheduled, State,
 from hsm.components.callback.http import HttpSender
 from hsm.engine import Backoff, Engine, EngineOptions
 from hsm.errors import ExecutionAlreadyStartedError, RetryLaterError, SerializationError
-from hsm.machine import Lifecycle
 from hsm.ref import ExecutionKey
 from hsm.registry import Registry
 
@@ -69,8 +68,9 @@ async def deliver(path: Path, url: str, options: DeliverOptions, out: Console, e
         raise CommandError(f"cannot read {path}: {error.strerror}") from error
     with file, _stop_signals() as stopped:
         async with open_store(url) as store:
+            tally = Tally()
             async with Engine(_registry(), store, run_tasks=False) as engine:
-                tally = await Tally.of(engine)
+                await tally.recount(engine)
             for message in tally.unreadable.values():
                 errors.print(f"database: {message}", markup=False, highlight=False, soft_wrap=True)
             async with (
@@ -179,6 +179,9 @@ class _Run:
     async def _finish(self) -> None:
         """Return when nothing is left that could still be delivered."""
         tally, idle = self._tally, 0
+        if tally.total < tally.started + tally.known:
+            # Another process has started some of the lines since the count at the beginning.
+            await tally.recount(self._engine)
         while tally.unfinished:
             tally.changed.clear()
             try:
@@ -189,8 +192,7 @@ class _Run:
                 idle += 1
                 await tally.count_dead(self._engine)
                 if idle % _RECOUNT_AFTER_IDLE == 0:
-                    running = await self._engine.count(namespace=NAMESPACE, status=Lifecycle.RUNNING)
-                    tally.waiting = running + len(tally.unreadable)
+                    await tally.recount(self._engine)
                 if await self._is_stuck(idle):
                     return
 

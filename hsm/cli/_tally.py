@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Self
 
 import attrs
 
@@ -21,7 +20,7 @@ class Tally:
     """The deliveries of a database, kept up to date by what this process sees.
 
     Attributes:
-        confirmed_before, failed_before: deliveries that were through when this run began.
+        confirmed_before, failed_before: deliveries that are through, but not by this run.
         waiting: deliveries that are not through.
         confirmed, failed: deliveries of this run.
         retries: attempts of this run that failed and will be repeated.
@@ -32,7 +31,7 @@ class Tally:
         dead: deliveries whose task is dead-lettered; they are waiting, too.
         nameless: dead letters that do not tell whose they are.
         unreadable: what is wrong with the rows of deliveries that cannot be read, by id; they count as dead.
-        failed_ids: the deliveries that had failed before.
+        failed_ids: the deliveries that had failed at the last count.
         changed: set whenever an attempt has ended.
     """
 
@@ -52,23 +51,24 @@ class Tally:
     failed_ids: set[str] = attrs.field(factory=set[str])
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    @classmethod
-    async def of(cls, engine: Engine) -> Self:
-        """What a database holds now."""
-        tally = cls()
+    async def recount(self, engine: Engine) -> None:
+        """Learn what the database holds now, by this run's doing or another's."""
+        confirmed = failed = waiting = 0
         async for info in engine.list(namespace=NAMESPACE):
             if info.error:
-                tally.unreadable[info.key.id] = info.error
-                tally.waiting += 1
+                self.unreadable[info.key.id] = info.error
+                waiting += 1
             elif info.status is Lifecycle.COMPLETED:
-                tally.confirmed_before += 1
+                confirmed += 1
             elif info.status is Lifecycle.FAILED:
-                tally.failed_before += 1
-                tally.failed_ids.add(info.key.id)
+                failed += 1
+                self.failed_ids.add(info.key.id)
             else:
-                tally.waiting += 1
-        await tally.count_dead(engine)
-        return tally
+                waiting += 1
+        self.confirmed_before = confirmed - self.confirmed
+        self.failed_before = failed - self.failed
+        self.waiting = waiting
+        await self.count_dead(engine)
 
     async def count_dead(self, engine: Engine) -> None:
         """Look for dead letters anew."""
