@@ -16,6 +16,7 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Final
 
@@ -104,6 +105,7 @@ def timer_key(due_nanos: int, task_id: str) -> str:
     return f"t/{max(due_nanos, 0):020d}/{task_id}"
 
 
+@functools.lru_cache(maxsize=1024)
 def group_prefix(namespace: str, group: str, destination: str | None) -> str:
     """Prefix of the rows of a queue; without a destination it is one of immediate tasks."""
     if destination is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -37,6 +37,12 @@ from persistence.store import (
 )
 
 __all__ = ["Commit", "Removed", "check_task", "find_removed", "plan"]
+
+
+# Looked up once: protobuf finds the number of an enum value by its name, every time.
+_RUNNING: Final = ExecutionStatus.EXECUTION_STATUS_RUNNING
+_COMPLETED: Final = ExecutionStatus.EXECUTION_STATUS_COMPLETED
+_FAILED: Final = ExecutionStatus.EXECUTION_STATUS_FAILED
 
 
 def check_task(task: Task, ref: Ref, node: Node) -> None:
@@ -190,14 +196,10 @@ class _Planner:
             lifecycle = lifecycle_of(data)
             row.state = state_name(data)
             if lifecycle is Lifecycle.RUNNING:
-                row.status = ExecutionStatus.EXECUTION_STATUS_RUNNING
+                row.status = _RUNNING
                 row.close_nanos = 0
             else:
-                row.status = (
-                    ExecutionStatus.EXECUTION_STATUS_COMPLETED
-                    if lifecycle is Lifecycle.COMPLETED
-                    else ExecutionStatus.EXECUTION_STATUS_FAILED
-                )
+                row.status = _COMPLETED if lifecycle is Lifecycle.COMPLETED else _FAILED
                 row.close_nanos = row.close_nanos or self.now_nanos
         self.commit.set_row(row)
         self.operations.append(
@@ -354,7 +356,7 @@ def plan(
     for node in changed:
         if node._tasks:
             planner.prune(pending, node, claimed)
-    for entry in compact(state.log):
+    for entry in compact(state.log) if state.removed else state.log:
         if not isinstance(entry, Deleted):
             for task in entry[1].tasks:
                 planner.new_task(pending, entry[0], entry[2], task)
