@@ -75,8 +75,11 @@ class Dispatcher:
 
     @property
     def busy(self) -> bool:
-        """Whether a task runs or could run now."""
-        return any(queue.running or queue.ready or queue.overflow for queue in self._queues.values())
+        """Whether a task runs or could run now.
+
+        A queue that is full of tasks waiting for their next try reads no others until one is through.
+        """
+        return any(queue.running or queue.ready for queue in self._queues.values())
 
     @property
     def running(self) -> int:

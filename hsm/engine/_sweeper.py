@@ -58,6 +58,8 @@ async def _delete(store: EngineStore, partition: str, tombstone: TombstoneRow, b
         for task in node.tasks:
             key = task_row_key(tombstone.execution.namespace, task)
             operations.append(DeleteRequest(partition=partition, key=key))
+    if not operations:
+        return
     try:
         await store.multi(operations)
     except ETagMismatchError:

@@ -1,0 +1,180 @@
+"""Kill a process with an engine on SQLite at random moments: no acknowledged update is lost, none half done.
+
+    python tests/crash/engine_kills.py [--quick] [--kills N]
+
+Each round starts a process that goes on where the killed one was. It updates a few executions over and over, and
+says so when an update is acknowledged. An update writes its number into the root and into a child, and asks for
+two tasks that note themselves. After each kill, and in the end, the database is compared with what was said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import persistence  # noqa: E402
+from hsm import Node, Ref  # noqa: E402
+from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
+from hsm.errors import ExecutionNotFoundError  # noqa: E402
+from persistence.store import EngineStore  # noqa: E402
+from tests.support.databases import Database  # noqa: E402
+from tests.support.jobs import Alarm, Job, Lasting, Step, World, job, log, note, noted, step  # noqa: E402
+
+EXECUTIONS: Final = 8
+CHILD: Final = step("child")
+
+
+def options() -> EngineOptions:
+    return EngineOptions(
+        poll_interval=timedelta(milliseconds=50), backoff=Backoff(timedelta(milliseconds=10))
+    )
+
+
+def build(root: Node) -> None:
+    root.add_child(CHILD, Step())
+
+
+async def work(path: str) -> None:
+    """What the killed process does: update, and say so when it is committed."""
+    world = World()
+    world.on(Lasting, noted)
+    async with persistence.connect(f"sqlite:///{path}") as opened:
+        store = persistence.require(opened, EngineStore)
+        async with Engine(world.registry, store, options()) as engine, asyncio.TaskGroup() as group:
+            for number in range(EXECUTIONS):
+                group.create_task(keep_updating(engine, str(number)))
+
+
+async def keep_updating(engine: Engine, id_: str) -> None:
+    ref = await engine.start(job(id_), Job(), request_id="kills", on_start=build)
+    following = 1 + max([*map(int, plain(await engine.read(ref, log))), 0])
+    while True:
+        number = following
+
+        def change(root: Node, number: int = number) -> None:
+            due = engine.now() + timedelta(milliseconds=5)
+            note(str(number), Lasting(f"call {number}"))(root)
+            note(str(number), Alarm(f"alarm {number}", due))(root.child((CHILD,)))
+
+        await engine.update(ref, change)
+        sys.stdout.write(f"{id_} {number}\n")
+        sys.stdout.flush()
+        following += 1
+
+
+def plain(lines: list[str]) -> list[str]:
+    """The numbers of updates in a log, without the notes of tasks."""
+    return [line for line in lines if line.isdigit()]
+
+
+async def check(path: str, acknowledged: Counter[str]) -> tuple[int, int]:
+    """Compare, first as the kill left it and then after all tasks have run; updates and tasks counted."""
+    world = World()
+    updates = tasks = 0
+    async with Database(f"sqlite:///{path}") as database:
+        async with Engine(world.registry, database.store, options(), run_tasks=False) as engine:
+            await database.check()
+            for number in range(EXECUTIONS):
+                updates += await check_updates(engine, str(number), acknowledged)
+        async with Engine(world.registry, database.store, options()) as engine:
+            await engine.drain()
+            while await database.queued():
+                await asyncio.sleep(0.02)
+                await engine.drain()
+            for number in range(EXECUTIONS):
+                tasks += await check_tasks(engine, str(number))
+            assert [dead async for dead in engine.dead_letters()] == []
+        await database.check()
+    return updates, tasks
+
+
+async def check_updates(engine: Engine, id_: str, acknowledged: Counter[str]) -> int:
+    try:
+        root = plain(await engine.read(Ref(job(id_)), log))
+        child = plain(await engine.read(Ref(job(id_), (CHILD,)), log))
+    except ExecutionNotFoundError:
+        assert not acknowledged[id_], f"execution {id_} is lost"
+        return 0
+    expected = [str(number) for number in range(1, len(root) + 1)]
+    assert root == expected, f"updates of {id_} are lost or done twice: {root}"
+    assert child == root, f"an update of {id_} is half done: {len(root)} and {len(child)}"
+    assert len(root) >= acknowledged[id_], f"{id_}: {acknowledged[id_]} acknowledged, {len(root)} there"
+    return len(root)
+
+
+async def check_tasks(engine: Engine, id_: str) -> int:
+    found = 0
+    for path, name in (((), "call"), ((CHILD,), "alarm")):
+        try:
+            lines = await engine.read(Ref(job(id_), path), log)
+        except ExecutionNotFoundError:
+            return 0
+        done = sorted(line for line in lines if not line.isdigit())
+        assert done == sorted(f"{name} {number}" for number in plain(lines)), f"tasks of {id_}: {done}"
+        found += len(done)
+    return found
+
+
+def run(kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    acknowledged: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "kills.db")
+        updates = tasks = 0
+        for _ in range(kills):
+            acknowledged |= kill_once(path, chance.uniform(0.01, 0.5))
+            updates, tasks = asyncio.run(check(path, acknowledged))
+        sys.stdout.write(
+            f"{kills} kills, seed {seed}: {updates} updates, {sum(acknowledged.values())} of them acknowledged,"
+            f" {tasks} tasks; lost 0, half done 0\n"
+        )
+        assert updates, "nothing was done between the kills"
+
+
+def kill_once(path: str, after_seconds: float) -> Counter[str]:
+    """Run the worker, kill it a while after its first word; the last update of each execution that it named."""
+    with subprocess.Popen(
+        [sys.executable, __file__, "--work", path], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as worker:
+        assert worker.stdout is not None
+        lines = [worker.stdout.readline()]
+        time.sleep(after_seconds)
+        worker.kill()
+        lines += worker.stdout.readlines()
+    said: Counter[str] = Counter()
+    for line in lines:
+        if line.endswith("\n") and line.strip():
+            id_, number = line.split()
+            said[id_] = max(said[id_], int(number))
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the kills")
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--work", metavar="FILE", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        asyncio.run(work(arguments.work))
+    else:
+        run(max(arguments.kills // 100, 1) if arguments.quick else arguments.kills, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
