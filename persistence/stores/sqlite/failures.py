@@ -18,7 +18,7 @@ __all__ = ["is_busy", "is_data_error", "is_full", "translate"]
 
 _PRIMARY: Final = 0xFF
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT})
 _DATA: Final = frozenset({sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE})
 
 
@@ -55,8 +55,10 @@ def translate(error: Exception, path: Path) -> PersistenceError:
     code = _code(error) if isinstance(error, sqlite3.Error) else None
     if code in _BUSY:
         return StoreBusyError(f"{path} is locked by somebody else: {error}")
+    if code == sqlite3.SQLITE_NOTADB:
+        return StoreCorruptError(f"{path} is not a SQLite database, or its first page is damaged")
     if code in _CORRUPT:
-        return StoreCorruptError(f"{path} is damaged or not a database: {error}")
+        return StoreCorruptError(f"{path} is damaged: {error}")
     if code == sqlite3.SQLITE_FULL:
         return StoreUnavailableError(f"no space is left to write {path}: {error}")
     return StoreUnavailableError(f"cannot use {path}: {error}")

@@ -18,8 +18,6 @@ __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "open_reader", "open_writer"]
 
 APPLICATION_ID: Final = 0x68736D6B  # "hsmk"
 SCHEMA_VERSION: Final = 1
-_MAGIC: Final = b"SQLite format 3\0"
-_HEADER_BYTES: Final = 100
 _OPEN_PAUSE_SECONDS: Final = 0.02
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 
@@ -84,21 +82,16 @@ def _connect(path: Path, mode: str, busy_timeout: timedelta) -> sqlite3.Connecti
 
 def _refuse_foreign(path: Path) -> None:
     """Look at an existing file without touching it."""
+    # Only through SQLite: to open and close the file ourselves would drop the locks that other connections
+    # of this process hold on it.
     try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
+        if not path.stat().st_size:
+            return
     except FileNotFoundError:
         return
     except OSError as error:
         raise StoreUnavailableError(f"cannot read {path}: {error}") from error
-    if not header:
-        return
-    if not header.startswith(_MAGIC):
-        raise StoreCorruptError(f"{path} is not a SQLite database")
-    written_by = int.from_bytes(header[68:72], "big")
-    if written_by not in {0, APPLICATION_ID}:
-        raise StoreCorruptError(f"{path} is a SQLite database of another application")
-    # The header alone does not tell: until the first checkpoint our mark stands in the WAL only.
+    # Until the first checkpoint our mark stands in the WAL only.
     log = path.with_name(path.name + "-wal")
     has_log = log.exists() and log.stat().st_size > 0
     # Even a read-only connection leaves files beside a database in WAL mode, unless it is told that nobody
