@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -26,6 +26,11 @@ from persistence.store import EngineStore, GetRequest
 __all__ = ["Execution", "decode_row", "load_execution", "load_part"]
 
 _MessageT = TypeVar("_MessageT", bound=Message)
+
+
+# What is made here has no rows yet that anybody could have to read.
+_NOTHING_TO_READ: Final = RowTable("")
+_NOTHING_TO_READ.complete = True
 
 
 class Execution:
@@ -70,7 +75,7 @@ class Execution:
         self.etag: str | None = None
         self.history: tuple[VersionedTransition, ...] = ()
         self.root = root
-        self.table = RowTable(self.prefix)
+        self.table = _NOTHING_TO_READ
         self.row = row
         self.decoded: dict[str, Task] = {}
         self.lock = asyncio.Lock()

@@ -70,7 +70,6 @@ async def start_execution(
         raise translated(error) from error
     finally:
         end(execution)
-    execution.table.complete = True
     executions.admit(execution)
     executions.committed(execution, commit)
     return Ref(key)
