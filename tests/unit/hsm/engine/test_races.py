@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,6 +15,7 @@ from hsm import (
     StateMachineNotFoundError,
 )
 from hsm.testing import Call as StoreCall, FaultyStore, TestEngine
+from persistence.store import EngineStore, Operation
 from tests.support.databases import Database
 from tests.support.jobs import (
     Call,
@@ -236,3 +238,44 @@ async def test_cancelled_before_its_commit_leaves_nothing(world: World, database
         await engine.update(ref, note("next"))
         assert await stored(world, database, ref) == ["next"]
         assert world.names() == []
+
+
+class Queued(FaultyStore):
+    """A store that carries out transactions in order, one after the other, whoever waits for them."""
+
+    def __init__(self, inner: EngineStore) -> None:
+        super().__init__(inner)
+        self.open = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    async def multi(self, operations: Sequence[Operation]) -> str:
+        return await asyncio.shield(asyncio.ensure_future(self._in_turn(operations)))
+
+    async def _in_turn(self, operations: Sequence[Operation]) -> str:
+        async with self._turn:
+            await self.open.wait()
+            return await super().multi(operations)
+
+
+async def test_cancellation_waits_until_the_outcome_of_the_commit_is_known(
+    world: World, database: Database
+) -> None:
+    store = Queued(database.store)
+    store.open.set()
+    async with TestEngine(world.registry, store, run_tasks=False) as engine:
+        ref = await started(engine)
+        store.open.clear()
+        update = asyncio.create_task(engine.update(ref, note("in the queue")))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        update.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        update.cancel()
+        await asyncio.sleep(0)
+        assert not update.done()
+        store.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await update
+        assert await stored(world, database, ref) == ["in the queue"]
+        assert engine._executions.cached(ref.execution) is None
