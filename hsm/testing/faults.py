@@ -77,8 +77,8 @@ class FaultyStore:
         self._cut_after: int | None = None
         self.before: Hook | None = None
         self.after: Hook | None = None
-        self.calls = 0
-        self.writes = 0
+        self.calls: int = 0
+        self.writes: int = 0
 
     @property
     def is_cut_off(self) -> bool:

@@ -85,7 +85,7 @@ class Node:
         self._path: tuple[Key, ...] | None = None
         self._definition = definition
         self._serialize = definition.serialize
-        self._raw = raw
+        self._raw: bytes = raw
         self._data = data
         self._snapshot: bytes | None = raw if state.debug else None
         self._count = 0
