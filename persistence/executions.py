@@ -20,6 +20,8 @@ import functools
 import hashlib
 from typing import Final
 
+from persistence.errors import InvalidRequestError
+
 __all__ = [
     "AFTER_SLASH",
     "SETTINGS_KEY",
@@ -59,9 +61,16 @@ def unescape(segment: str) -> str:
 
 
 def shard_of(namespace: str, id_: str, count: int) -> int:
-    """The shard of an execution id; the same for all its runs, for ever."""
-    digest = hashlib.blake2b(f"{namespace}\0{id_}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % count
+    """The shard of an execution id; the same for all its runs, for ever.
+
+    Raises:
+        InvalidRequestError: namespace or id holds a lone surrogate, which no store can keep.
+    """
+    try:
+        name = f"{namespace}\0{id_}".encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"{namespace!r} / {id_!r} is no name for an execution: {error}") from error
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) % count
 
 
 def shard_partition(shard: int) -> str:
