@@ -51,8 +51,13 @@ class Loader:
             if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
                 await self.load_timers(partition)
             end = timer_key(until_nanos, "")
-            async for item in self._store.scan(partition, "t/", end, limit=self._window):
-                self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+            taken = 0
+            async for item in self._store.scan(partition, "t/", end):
+                if item.key.rpartition("/")[2] not in self._dispatcher:
+                    self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+                    taken += 1
+                if taken == self._window:
+                    break
             await self._load_queues(partition)
 
     def offer(self, task: QueuedTask) -> None:
@@ -61,11 +66,13 @@ class Loader:
             window = self._timers[task.partition]
             if window.horizon and task.key >= window.horizon:
                 return
-            if self._dispatcher.offer(task):
-                window.add(task.key)
-                if len(window.keys) > 2 * self._window:
-                    for dropped in window.shrink(self._window):
-                        self._dispatcher.discard(dropped.rpartition("/")[2])
+            # First, for a timer that is due begins to run in there, and is taken out again.
+            window.add(task.key)
+            if not self._dispatcher.offer(task):
+                window.remove(task.key)
+            elif len(window.keys) > 2 * self._window:
+                for dropped in window.shrink(self._window):
+                    self._dispatcher.discard(dropped.rpartition("/")[2])
             return
         self._dispatcher.offer(task)
 
@@ -80,20 +87,34 @@ class Loader:
             self._reload(task.partition)
 
     async def load_timers(self, partition: str) -> None:
-        """Read the earliest timers of a shard."""
+        """Read the earliest timers of a shard, until enough of them wait."""
         window = self._timers[partition]
         window.loading = True
         try:
-            limit = self._window + 1
-            items = [item async for item in self._store.scan(partition, "t/", "t" + AFTER_SLASH, limit=limit)]
-            if len(items) == limit:
-                window.horizon = items.pop().key
-            else:
-                window.horizon = ""
-            for item in items:
-                self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+            await self._load_window(partition, window)
+            # What is due already runs at once, and leaves the window as empty as it was.
+            while window.horizon and len(window.keys) <= self._window // 2:
+                await self._load_window(partition, window)
         finally:
             window.loading = False
+
+    async def _load_window(self, partition: str, window: _TimerWindow) -> None:
+        # Until this has read to the end of the window, nobody knows where that is.
+        window.horizon = ""
+        taken = 0
+        try:
+            async for item in self._store.scan(partition, "t/", "t" + AFTER_SLASH):
+                # Those that run, or wait for their next try, take up no room.
+                if item.key.rpartition("/")[2] in self._dispatcher:
+                    continue
+                if taken == self._window:
+                    window.horizon = min(item.key, window.horizon or item.key)
+                    return
+                taken += 1
+                self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+        except BaseException:
+            window.horizon = "t/"
+            raise
 
     async def _load_queues(self, partition: str) -> None:
         for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "o" + AFTER_SLASH)):

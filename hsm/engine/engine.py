@@ -186,12 +186,7 @@ class Engine:
         return await self._executions.run(ref, fn, AccessType.WRITE, claim=claim, keep_claim=keep_task)
 
     async def read(self, ref: Ref, fn: Callable[[Node], ResultT]) -> ResultT:
-        """The result of `fn` on the node, as it is in the store now. `fn` may run again, and changes nothing.
-
-        Raises:
-            StateMachineNotFoundError, ExecutionNotFoundError: there is no such node.
-            UntrackedChangeError: `fn` has changed the tree; that is undone.
-        """
+        """See `Environment.read`."""
         return await self._executions.run(ref, fn, AccessType.READ, claim=self._claim(ref))
 
     async def wait(self, ref: Ref, until: Callable[[Node], bool], *, timeout: timedelta | None = None) -> Ref:
@@ -238,7 +233,9 @@ class Engine:
         return count
 
     async def describe(self, key: ExecutionKey) -> ExecutionTree:
-        """An execution with all its machines and their pending tasks.
+        """An execution with all its machines and their pending tasks, as it is in the store now.
+
+        Machines and tasks of types that are not registered are described, too, as far as they can be.
 
         Raises:
             ExecutionNotFoundError: there is no such execution.
@@ -328,6 +325,8 @@ class Engine:
     def _spawn(self, task: QueuedTask) -> None:
         # Not in the task group, whose bookkeeping costs more than the task: the worker lets no error out.
         run = asyncio.get_running_loop().create_task(self._worker.run(task))
+        # It is in nobody's way any more: a timer that hangs must not keep later ones from being read.
+        self._loader.gone(task)
         self._runs.add(run)
         run.add_done_callback(self._run_ended)
 

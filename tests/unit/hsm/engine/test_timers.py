@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import attrs
@@ -167,6 +168,28 @@ async def test_timer_that_moves_before_a_full_window_fires_first(
         await engine.run_until_idle()
 
     assert world.names() == ["1", *map(str, range(10, 20))]
+
+
+async def test_timers_that_hang_do_not_keep_later_ones_from_being_read(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    reached, release = asyncio.Event(), asyncio.Event()
+
+    async def hang(env: Environment, ref: Ref, task: Alarm) -> None:
+        if task.name == "last":
+            reached.set()
+        await release.wait()
+
+    world.on(Alarm, hang)
+    options = small(timer_window=2, shard_count=1)
+    async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
+        start = clock.now()
+        for number, name in enumerate(("1", "2", "3", "4", "5", "6", "last"), 1):
+            await started(engine, name, Alarm(name, start + number * SECOND))
+        clock.advance(10 * SECOND)
+        await asyncio.wait_for(reached.wait(), timeout=30)
+        release.set()
+        await engine.drain()
 
 
 async def test_failing_timer_does_not_hold_up_the_others(
