@@ -42,8 +42,10 @@ from hsm.errors import (
 from hsm.executor import AccessType, Environment, Executor, TimerExecutor, execute
 from hsm.machine import (
     ComparableDefinition,
+    HasLifecycle,
     HasState,
     Key,
+    Lifecycle,
     MachineDefinition,
     MachineType,
     StateMachine,
@@ -94,6 +96,7 @@ __all__ = [
     "ExecutionNotFoundError",
     "Executor",
     "HSMError",
+    "HasLifecycle",
     "HasState",
     "ImmediateKind",
     "IncompatibleTypeError",
@@ -101,6 +104,7 @@ __all__ = [
     "InvalidTaskKindError",
     "InvalidTransitionError",
     "Key",
+    "Lifecycle",
     "MachineDefinition",
     "MachineType",
     "Node",

@@ -39,12 +39,23 @@ class Environment(Protocol):
     def access(self, ref: Ref, access: AccessType) -> AbstractAsyncContextManager[Node]:
         """The node that `ref` points to, locked until the block ends.
 
-        WRITE commits when the block ends and rolls back when it raises. The node is of no use afterwards.
+        WRITE commits when the block ends and rolls back when it raises. The node is of no use afterwards. The
+        whole tree is loaded, because the block cannot run twice: `read` and `update` load what they need.
 
         Raises:
             StaleReferenceError: the node has moved on.
             CommitConflictError: somebody else changed the execution first.
             ReentrantTransitionError: this task holds the execution already.
+        """
+        ...
+
+    async def read(self, ref: Ref, fn: Callable[[Node], ResultT]) -> ResultT:
+        """The result of `fn` on the node, as it is in the store now. `fn` may run again, and changes nothing.
+
+        Raises:
+            StaleReferenceError: the node has moved on.
+            StateMachineNotFoundError, ExecutionNotFoundError: there is no such node.
+            UntrackedChangeError: `fn` has changed the tree; that is undone.
         """
         ...
 

@@ -34,7 +34,7 @@ from hsm.components.callback.moves import (
 from hsm.components.callback.request import LONGEST_TIMEOUT, Request
 from hsm.engine import Backoff as Delays
 from hsm.errors import DestinationDownError, StorageUnavailableError
-from hsm.executor import AccessType, Environment
+from hsm.executor import Environment
 from hsm.ref import Ref
 from hsm.registry import Registry
 from hsm.tree import Node
@@ -147,8 +147,7 @@ class _Executors:
         Raises:
             DestinationDownError: the receiver was at fault, and that was stored.
         """
-        async with env.access(ref, AccessType.READ) as node:
-            request = node.data(Callback).request
+        request = await env.read(ref, lambda node: node.data(Callback).request)
         outcome = await self._sender(request)
         now = env.now()
         # Chosen before the update, which may run its function again.

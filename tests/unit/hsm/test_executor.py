@@ -41,6 +41,9 @@ class OneTree:
     async def access(self, ref: Ref, access: AccessType) -> AsyncIterator[Node]:
         yield self.root.child(ref.path)
 
+    async def read(self, ref: Ref, fn: Callable[[Node], R]) -> R:
+        return fn(self.root.child(ref.path))
+
     async def update(self, ref: Ref, fn: Callable[[Node], R]) -> R:
         self.updated.append(ref)
         return fn(self.root.child(ref.path))
