@@ -27,6 +27,12 @@ _SWITCH_SECONDS: Final = 0.0005
 _database = click.option(
     "--db", "url", required=True, metavar="URL", help="Of the database, for example sqlite:///deliveries.db."
 )
+_registry = click.option(
+    "--registry",
+    metavar="MODULE:NAME",
+    help="What the database is written with: a hsm.Registry, or a function without arguments that makes one."
+    " Left out, the machines of `hsm deliver` are known, and of others what can be told without.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,32 +78,35 @@ def deliver(file: Path, url: str, concurrency: int, first_retry: float, longest_
 
 @cli.command()
 @_database
+@_registry
 @click.option("--namespace", default="", help="Only executions of this namespace.")
 @click.option("--state", help="List the executions in this state, too.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Executions to list.")
-def status(url: str, namespace: str, state: str | None, limit: int) -> int:
+def status(url: str, registry: str | None, namespace: str, state: str | None, limit: int) -> int:
     """Count the executions of a database by state."""
-    return _run(_inspect.status(_out(), url, namespace, state, limit))
+    return _run(_inspect.status(_out(), url, registry, namespace, state, limit))
 
 
 @cli.command()
 @_database
+@_registry
 @click.option("--namespace", default=NAMESPACE, show_default=True, help="Of the execution.")
 @click.argument("id_", metavar="ID")
-def show(url: str, namespace: str, id_: str) -> int:
+def show(url: str, registry: str | None, namespace: str, id_: str) -> int:
     """Draw the execution ID with its pending tasks."""
-    return _run(_inspect.show(_out(), url, namespace, id_))
+    return _run(_inspect.show(_out(), url, registry, namespace, id_))
 
 
 @cli.command()
 @_database
+@_registry
 @click.option("--replay", is_flag=True, help="Put the tasks named back into their queues.")
 @click.argument("tasks", nargs=-1, metavar="[TASK_ID]...")
-def dead(url: str, replay: bool, tasks: tuple[str, ...]) -> int:
+def dead(url: str, registry: str | None, replay: bool, tasks: tuple[str, ...]) -> int:
     """List the tasks that are not tried again, or replay some."""
     if replay != bool(tasks):
         raise click.UsageError("--replay goes with the ids of the tasks to replay")
-    return _run(_inspect.dead(_out(), url, tasks))
+    return _run(_inspect.dead(_out(), url, registry, tasks))
 
 
 @cli.command()

@@ -23,12 +23,14 @@ from hsm.task import ImmediateKind, OutboundKind, TaskKind
 __all__ = ["dead", "show", "status"]
 
 
-async def status(out: Console, url: str, namespace: str, state: str | None, limit: int) -> int:
+async def status(
+    out: Console, url: str, registry: str | None, namespace: str, state: str | None, limit: int
+) -> int:
     """Count the executions of a database by state; list those of one state, if it is given."""
     counts: Counter[tuple[str, str]] = Counter()
     unreadable: list[str] = []
     listed: list[ExecutionInfo] = []
-    async with open_reader(url) as engine:
+    async with open_reader(url, registry) as engine:
         async for info in engine.list(namespace=namespace or None):
             if info.error:
                 unreadable.append(info.error)
@@ -62,13 +64,15 @@ def _print_listing(out: Console, listed: Sequence[ExecutionInfo]) -> None:
     out.print(table)
 
 
-async def show(out: Console, url: str, namespace: str, id_: str) -> int:
+async def show(out: Console, url: str, registry: str | None, namespace: str, id_: str) -> int:
     """Draw the tree of one execution, with what each machine waits for."""
-    async with open_reader(url) as engine:
+    async with open_reader(url, registry) as engine:
         try:
             execution = await engine.describe(ExecutionKey(namespace, id_))
         except ExecutionNotFoundError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(
+                f"there is no execution {id_!r} in the namespace {namespace!r}; --namespace names another one"
+            ) from error
     info = execution.info
     title = Text.assemble((info.key.id, "bold"), f"  {info.status.value}, started {_time(info.start_time)}")
     if info.close_time is not None:
@@ -118,9 +122,9 @@ def _kind(kind: TaskKind | None) -> str:
     return f"at {_time(kind.deadline)}"
 
 
-async def dead(out: Console, url: str, replay: Sequence[str]) -> int:
+async def dead(out: Console, url: str, registry: str | None, replay: Sequence[str]) -> int:
     """List the dead letters, or put some of them back into their queues."""
-    async with open_reader(url) as engine:
+    async with open_reader(url, registry) as engine:
         letters = [letter async for letter in engine.dead_letters()]
         if not replay:
             _print_dead(out, letters)
@@ -132,7 +136,7 @@ async def dead(out: Console, url: str, replay: Sequence[str]) -> int:
         for task_id in dict.fromkeys(replay):
             await engine.replay(by_id[task_id])
             out.print(f"{task_id} is back in its queue", highlight=False, soft_wrap=True)
-    out.print("the next `hsm deliver` runs what was replayed", highlight=False)
+    out.print("the next run of the program that the database belongs to takes it up", highlight=False)
     return 0
 
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
+import attrs
 from google.protobuf.message import Message
 from google.protobuf.text_format import MessageToString
 
-from hsm.engine._execution import decode_row
-from hsm.engine._executions import Executions
+from hsm.engine._execution import decode_row, load_execution
+from hsm.engine._executions import Executions, begin, translated
 from hsm.engine._rows import QueuedTask, kind_of, task_row_key
 from hsm.engine.clock import from_nanos
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
 from hsm.errors import SerializationError
-from hsm.executor import AccessType
-from hsm.machine import Key, Lifecycle, state_name
-from hsm.ref import ExecutionKey, Ref
+from hsm.machine import Key, Lifecycle, MachineDefinition, MachineType, state_name
+from hsm.ref import ExecutionKey
 from hsm.registry import Registry
 from hsm.tree import Node
+from persistence.errors import PersistenceError
 from persistence.executions import (
     AFTER_SLASH,
     dead_letter_key,
     escape,
-    execution_key,
     parse_execution_key,
     prefix_end,
 )
@@ -38,6 +38,35 @@ _LIFECYCLE: Final = {
     ExecutionStatus.EXECUTION_STATUS_FAILED: Lifecycle.FAILED,
 }
 
+_ALL_ROWS: Final = 2**31 - 1
+
+
+class _UnknownDefinition:
+    """Stands for a type of machine that is not registered: of its data, only the size can be told."""
+
+    def __init__(self, type_id: int) -> None:
+        self.type = MachineType(type_id, str(type_id))
+
+    def serialize(self, data: str, /) -> bytes:
+        raise NotImplementedError
+
+    def deserialize(self, data: bytes, /) -> str:
+        return f"{len(data)} bytes, of a type that is not registered"
+
+
+class _OpenRegistry(Registry):
+    """A registry of all types of machines there can be, so that any tree can be looked at."""
+
+    def __init__(self, known: Registry) -> None:
+        super().__init__()
+        self._known = known
+
+    def machine(self, type_id: int) -> MachineDefinition[Any]:
+        return self._known.machine(type_id) or _UnknownDefinition(type_id)
+
+    def required_machine(self, type_id: int) -> MachineDefinition[Any]:
+        return self.machine(type_id)
+
 
 def _info(key: str, value: bytes) -> ExecutionInfo:
     try:
@@ -47,8 +76,12 @@ def _info(key: str, value: bytes) -> ExecutionInfo:
         return ExecutionInfo(
             ExecutionKey(*parse_execution_key(key)), Lifecycle.RUNNING, "", from_nanos(0), None, str(error)
         )
+    return _info_of(ExecutionKey(*parse_execution_key(key)), row)
+
+
+def _info_of(key: ExecutionKey, row: ExecutionRow) -> ExecutionInfo:
     return ExecutionInfo(
-        ExecutionKey(*parse_execution_key(key)),
+        key,
         _LIFECYCLE.get(row.status, Lifecycle.RUNNING),
         row.state,
         from_nanos(row.start_nanos),
@@ -90,28 +123,22 @@ async def execution_tree(
     """
     key = await executions.resolve(key)
     partition = executions.partition(key)
-    row = execution_key(*key)
-    nodes = await executions.run(Ref(key), _describe, AccessType.READ)
-    found = await store.get(GetRequest(partition=partition, key=row))
     described: list[NodeInfo] = []
-    for node, tasks in nodes:
-        pending: list[PendingTask] = []
-        for task in tasks:
-            moved = in_memory(task.id)
-            queue_row = task_row_key(key.namespace, task) if moved is None else moved.key
-            pending.append(await _pending(store, registry, partition, queue_row, task))
-        described.append(
-            NodeInfo(
-                node.path,
-                node.machine_type,
-                node.state,
-                node.transition_count,
-                node.data,
-                tuple(pending),
-            )
-        )
-    info = _info(row, found.data or b"")
-    return ExecutionTree(info, tuple(described))
+    try:
+        # Not the tree in memory, which leaves out what is not registered.
+        execution = await load_execution(store, _OpenRegistry(registry), key, partition, _ALL_ROWS)
+        begin(execution, reading=True)
+        for node, tasks in _describe(execution.root):
+            pending: list[PendingTask] = []
+            for task in tasks:
+                moved = in_memory(task.id)
+                queue_row = task_row_key(key.namespace, task) if moved is None else moved.key
+                pending.append(await _pending(store, registry, partition, queue_row, task))
+            state = node.state or ("" if node.path else execution.row.state)
+            described.append(attrs.evolve(node, state=state, tasks=tuple(pending)))
+    except PersistenceError as error:
+        raise translated(error) from error
+    return ExecutionTree(_info_of(key, execution.row), tuple(described))
 
 
 def _describe(root: Node) -> list[tuple[NodeInfo, tuple[StateMachineTask, ...]]]:

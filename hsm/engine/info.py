@@ -61,10 +61,10 @@ class NodeInfo:
 
     Attributes:
         path: keys from the root.
-        machine_type: id and name.
-        state: name of its state; "" if it has none.
+        machine_type: id and name; the name is the id as text if the type is not registered.
+        state: name of its state; "" if it has none or if that is not known.
         transition_count: transitions it has made.
-        data: its data as text.
+        data: its data as text; the number of its bytes if the type is not registered.
         tasks: what it waits for.
     """
 

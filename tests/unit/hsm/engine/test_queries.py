@@ -7,9 +7,17 @@ from datetime import timedelta
 
 import pytest
 
-from hsm import ExecutionKey, ExecutionNotFoundError, Node, OutboundKind, Ref
+from hsm import (
+    ExecutionKey,
+    ExecutionNotFoundError,
+    Lifecycle,
+    MachineType,
+    Node,
+    OutboundKind,
+    Ref,
+    Registry,
+)
 from hsm.engine import NodeInfo
-from hsm.machine import Lifecycle, MachineType
 from hsm.testing import FakeClock, TestEngine
 from tests.support.databases import Database
 from tests.support.jobs import (
@@ -92,6 +100,21 @@ async def test_tree_is_described_with_all_its_machines_and_tasks(world: World, d
         assert (task.name, task.kind, task.failures) == ("lasting", OutboundKind("there"), 0)
         with pytest.raises(ExecutionNotFoundError):
             await engine.describe(job("nobody"))
+
+
+async def test_tree_of_types_that_are_not_registered_is_described_as_far_as_it_can_be(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine)
+        await engine.update(ref, lambda root: ask(Lasting("call"))(root.add_child(step("a"), Step())))
+    async with TestEngine(Registry(), database.store, run_tasks=False) as engine:
+        root, child = (await engine.describe(job())).nodes
+        assert (root.machine_type, root.state) == (MachineType(1, "1"), "OPEN")
+        assert (child.path, child.state, child.transition_count) == ((step("a"),), "", 1)
+        assert child.data.endswith(" bytes, of a type that is not registered")
+        (task,) = child.tasks
+        assert (task.name, task.kind) == (str(Lasting.type.id), OutboundKind("there"))
 
 
 async def test_wait_returns_when_it_holds(world: World, database: Database) -> None:
