@@ -115,6 +115,8 @@ class transitions(Generic[MachineT_co]):  # noqa: N801 - reads as a word: `order
 
     @order.move([State.NEW], State.PAID)
     def pay(order: Order, event: Payment) -> TransitionOutput: ...
+
+    ship = order.change([State.PAID], State.SHIPPED)
     ```
     """
 
@@ -130,3 +132,14 @@ class transitions(Generic[MachineT_co]):  # noqa: N801 - reads as a word: `order
         # `self` is annotated for the sake of StateT, which hides that its machine is MachineT_co.
         machine = cast("type[MachineT_co]", self._machine)
         return Mover(machine, sources, destination)
+
+    def change(
+        self: transitions[HasState[StateT]], sources: Iterable[StateT], destination: StateT
+    ) -> Transition[StateT, MachineT_co, None]:
+        """The transition that only changes the state. Its event is None."""
+        machine = cast("type[MachineT_co]", self._machine)
+        return Transition(sources, destination, _nothing_more, machine=machine, name="change")
+
+
+def _nothing_more(_: object, __: None) -> None:
+    """What a transition does that changes the state and nothing else."""

@@ -18,6 +18,7 @@ class OrderState(enum.Enum):
     RESERVED = "reserved"
     PAID = "paid"
     SHIPPED = "shipped"
+    CANCELLING = "cancelling"
     CANCELLED = "cancelled"
 
 
@@ -33,6 +34,11 @@ class Order:
     item: str
     price: int
     state: OrderState = OrderState.NEW
+
+    @property
+    def lifecycle(self) -> hsm.Lifecycle:
+        ends = {OrderState.SHIPPED: hsm.Lifecycle.COMPLETED, OrderState.CANCELLED: hsm.Lifecycle.FAILED}
+        return ends.get(self.state, hsm.Lifecycle.RUNNING)
 
 
 @attrs.define
@@ -70,15 +76,12 @@ def ask(request: Request, event: None) -> hsm.TransitionOutput:
     return hsm.TransitionOutput((Call(hsm.OutboundKind(request.partner), request.text),))
 
 
-def no_task(machine: object, event: None) -> None:
-    """The state changes, and that is all."""
-
-
-pay = orders.move([OrderState.RESERVED], OrderState.PAID)(no_task)
-ship = orders.move([OrderState.PAID], OrderState.SHIPPED)(no_task)
-cancel = orders.move([OrderState.RESERVED, OrderState.PAID], OrderState.CANCELLED)(no_task)
-grant = requests.move([RequestState.ASKED], RequestState.GRANTED)(no_task)
-refuse = requests.move([RequestState.ASKED], RequestState.REFUSED)(no_task)
+pay = orders.change([OrderState.RESERVED], OrderState.PAID)
+ship = orders.change([OrderState.PAID], OrderState.SHIPPED)
+cancel = orders.change([OrderState.RESERVED, OrderState.PAID, OrderState.CANCELLING], OrderState.CANCELLING)
+close = orders.change([OrderState.RESERVED, OrderState.CANCELLING], OrderState.CANCELLED)
+grant = requests.change([RequestState.ASKED], RequestState.GRANTED)
+refuse = requests.change([RequestState.ASKED], RequestState.REFUSED)
 
 
 # Steps: what an event means for the order and its requests together. Each is one commit.
@@ -99,17 +102,13 @@ def answer(request: hsm.Node, granted: bool) -> None:
     if reply == ("payment", True) and data.state is OrderState.RESERVED:
         order.apply(pay, None)
         begin(order, "shipment", "carrier", f"ship {data.item}")
-    elif reply == ("payment", True):  # the reservation expired while the bank was asked
-        begin(order, "refund", "bank", f"give back {data.price}")
     elif reply == ("shipment", True):
         order.apply(ship, None)
-    elif reply == ("shipment", False):
+    elif reply in {("payment", True), ("shipment", False)}:  # paid, and nothing to be had for it
         order.apply(cancel, None)
         begin(order, "refund", "bank", f"give back {data.price}")
-
-
-def expire(env: hsm.Environment, order: hsm.Node, task: Expire) -> None:
-    order.apply(cancel, None)
+    elif reply in {("payment", False), ("refund", True)}:  # not paid, or paid back
+        order.apply(close, None)
 
 
 # Calls to the outside, and what the engine has to know.
@@ -130,7 +129,7 @@ registry.register_machine(hsm.attrs_definition(ORDER, Order))
 registry.register_machine(hsm.attrs_definition(REQUEST, Request))
 registry.register_task(Expire)
 registry.register_task(Call)
-registry.register_timer_executor(Expire, expire)
+registry.register_timer_executor(Expire, lambda env, order, task: order.apply(cancel, None))
 registry.register_executor(Call, call)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from docs.examples import order as example
 from docs.examples.order import Order, OrderState, Request, RequestState
-from hsm import Collection, ExecutionKey, Node, Ref
+from hsm import Collection, ExecutionKey, Lifecycle, Node, Ref
 from hsm.engine import Engine, EngineOptions
 from hsm.testing import FakeClock, TestEngine
 from persistence import EngineStore, connect, require
@@ -101,20 +101,50 @@ async def test_a_shipment_that_is_refused_gives_the_money_back(
     assert partners.asked == ["take 50", "ship lamp", "give back 50"]
 
 
-async def test_a_payment_that_is_refused_ends_with_the_reservation(
-    store: EngineStore, partners: Partners
-) -> None:
+async def test_a_payment_that_is_refused_cancels_the_order(store: EngineStore, partners: Partners) -> None:
     partners.refuse = {"take 50"}
     async with TestEngine(example.registry, store) as engine:
         ref = await place(engine)
         await engine.drain()
-        assert (await engine.read(ref, standing))[0] is OrderState.RESERVED
         await engine.skip(RESERVATION)
         assert await engine.read(ref, standing) == (
             OrderState.CANCELLED,
             {"payment": RequestState.REFUSED},
         )
     assert partners.asked == ["take 50"]
+
+
+async def test_a_payment_that_is_refused_after_the_reservation_has_ended_cancels_the_order(
+    store: EngineStore, partners: Partners
+) -> None:
+    partners.down = True
+    async with TestEngine(example.registry, store) as engine:
+        ref = await place(engine)
+        await engine.skip(RESERVATION)
+        assert (await engine.read(ref, standing))[0] is OrderState.CANCELLING
+        partners.down, partners.refuse = False, {"take 50"}
+        await engine.skip(RESERVATION)
+        assert (await engine.read(ref, standing))[0] is OrderState.CANCELLED
+    assert set(partners.asked) == {"take 50"}
+
+
+@pytest.mark.parametrize(
+    ("refuse", "status"),
+    [
+        (set[str](), Lifecycle.COMPLETED),
+        ({"take 50"}, Lifecycle.FAILED),
+        ({"ship lamp"}, Lifecycle.FAILED),
+        ({"ship lamp", "give back 50"}, Lifecycle.RUNNING),
+    ],
+)
+async def test_an_order_that_is_through_is_closed(
+    store: EngineStore, partners: Partners, refuse: set[str], status: Lifecycle
+) -> None:
+    partners.refuse = refuse
+    async with TestEngine(example.registry, store) as engine:
+        await place(engine)
+        await engine.drain()
+        assert [info.status async for info in engine.list()] == [status]
 
 
 async def test_a_second_engine_finishes_what_the_first_was_stopped_in(
@@ -148,7 +178,7 @@ async def test_a_reservation_that_expires_while_nothing_runs_is_cancelled_and_pa
     async with TestEngine(example.registry, store, clock=clock) as second:
         ref = await place(second)
         async with asyncio.timeout(10):
-            await second.wait(ref, lambda node: node.data(Order).state is OrderState.CANCELLED)
+            await second.wait(ref, lambda node: node.data(Order).state is OrderState.CANCELLING)
         partners.open.set()
         await second.drain()
         assert await second.read(ref, standing) == (

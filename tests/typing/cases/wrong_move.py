@@ -59,3 +59,12 @@ def other_result(order: Order, event: Money) -> str:
 # mypy-error: Money
 # pyright-error: "Money"
 hsm.transitions(Money)
+
+
+# mypy-error: "ParcelState"; expected "OrderState"
+# pyright-error: ParcelState
+order.change([OrderState.NEW], ParcelState.SENT)
+
+# mypy-error: "str"; expected "None"
+# pyright-error: "None"
+order.change([OrderState.NEW], OrderState.PAID).apply(Order(), "now")

@@ -33,6 +33,17 @@ def test_function_that_returns_nothing_asks_for_nothing() -> None:
     assert ship.apply(Order(OrderState.PAID), "mail") == TransitionOutput()
 
 
+def test_change_changes_the_state_and_asks_for_nothing() -> None:
+    back = order.change([OrderState.PAID], OrderState.NEW)
+    machine = Order(OrderState.PAID)
+
+    assert back.apply(machine, None) == TransitionOutput()
+    assert machine == Order(OrderState.NEW)
+    assert (back.machine, back.name) == (Order, "change")
+    with pytest.raises(InvalidTransitionError, match=r"change to OrderState.NEW .* from OrderState.NEW"):
+        back.apply(machine, None)
+
+
 def test_impossible_transition_changes_nothing_and_says_from_where_to_where() -> None:
     machine = Order()
 
