@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from hsm.errors import IncompatibleTypeError, SerializationError, UntrackedChangeError
@@ -18,6 +19,7 @@ __all__ = [
     "encode",
     "incompatible",
     "load",
+    "no_output",
     "unserializable",
 ]
 
@@ -97,3 +99,10 @@ def incompatible(node: Node, type_: type[object], data: object) -> IncompatibleT
 def unserializable(node: Node, error: Exception) -> SerializationError:
     """The error for data that a transition left in a state that has no bytes."""
     return SerializationError(f"{node._name()} cannot be serialized: {error}")
+
+
+def no_output(node: Node, output: object) -> TypeError:
+    """The error for what a transition must not return; a coroutine is closed, for nobody will await it."""
+    if inspect.iscoroutine(output):
+        output.close()
+    return TypeError(f"a transition of {node._name()} returned {output!r}, not a TransitionOutput")

@@ -377,7 +377,7 @@ class Node:
             if output is None:
                 output = NO_OUTPUT
             elif type(output) is not TransitionOutput:
-                raise TypeError(f"a transition of {self._name()} returned {output!r}, not a TransitionOutput")
+                raise _data.no_output(self, output)
             try:
                 self._raw = self._serialize(data)
             except Exception as error:
@@ -444,6 +444,7 @@ class Node:
         self._require_root("clear_transaction_state")
         if self._state.depth:
             raise ReentrantTransitionError("a transition or a savepoint of this tree is open")
+        self._state.check()
         self._state.clear()
 
     def savepoint(self) -> AbstractContextManager[None]:

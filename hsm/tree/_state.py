@@ -93,11 +93,14 @@ class TreeState:
         else:
             self.dirty[node] = was_dirty
 
-    def clear(self) -> None:
-        """Forget the transaction, which has been committed."""
+    def check(self) -> None:
+        """Debug mode: raise if the data of a dirty node was changed outside a transition."""
         if self.debug:
             for node in self.dirty:
                 check_untracked(node)
+
+    def clear(self) -> None:
+        """Forget the transaction, which has been committed."""
         self.dirty.clear()
         self.log.clear()
         self.removed.clear()

@@ -161,7 +161,12 @@ async def test_progress_is_a_bar_on_a_terminal(tmp_path: Path) -> None:
     async with receiver() as to:
         to.handler = slow
         write(tmp_path, to, 40)
-        ours, theirs = pty.openpty()
+        try:
+            ours, theirs = pty.openpty()
+        except OSError as error:
+            if "HSM_REQUIRE_SERVERS" in os.environ:
+                raise
+            pytest.skip(f"there are no pseudo-terminals here: {error}")
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
