@@ -101,7 +101,7 @@ class ReentrantTransitionError(HSMError):
 
 
 class UntrackedChangeError(HSMError):
-    """Debug mode: a machine's data was changed outside a transition."""
+    """A tree was changed while it was read, or (debug mode) a machine's data outside a transition."""
 
 
 class StateMachineNotFoundError(HSMError):

@@ -122,7 +122,7 @@ class StateMachine(HasState[StateT], TaskRegenerator, Protocol[StateT]):
 
 
 class Lifecycle(enum.Enum):
-    """Whether a machine has more to do. The root's decides about the execution."""
+    """Whether a machine has more to do. The root's is the status of the execution."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -130,7 +130,11 @@ class Lifecycle(enum.Enum):
 
 
 class HasLifecycle(Protocol):
-    """Data that knows when it is through. As the root of an execution, it closes the execution."""
+    """Data that knows when it is through. As the root of an execution, it closes the execution.
+
+    Listings then show the execution as completed or failed, and since when. Until a transition takes the root
+    back to running, that is all: pending tasks still run, and the tree can be read and written.
+    """
 
     @property
     def lifecycle(self) -> Lifecycle:

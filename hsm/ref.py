@@ -43,6 +43,8 @@ class Ref:
         execution_version: how far the execution was.
         task_id: the queue task that the reference comes from; "" for others.
         attempt: of that task, from 1; 0 outside a queue.
+
+    Semantics: Temporal `hsm.Ref` (v1.24).
     """
 
     execution: ExecutionKey

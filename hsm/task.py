@@ -30,7 +30,7 @@ class TaskType(NamedTuple):
 
     Attributes:
         id: an int32, persisted: never change or reuse it.
-        name: for people, logs and metrics.
+        name: for people, and of its queue, unless it is registered with a group: a new name is a new queue.
     """
 
     id: int
@@ -85,6 +85,8 @@ class Task(Protocol):
 
     It is stale, and dropped, as soon as its node has made another transition; a `ValidatedTask` decides
     that for itself.
+
+    Semantics: Temporal `hsm.Task` (v1.24).
     """
 
     type: ClassVar[TaskType]
