@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
@@ -12,8 +11,6 @@ from persistence.executions import AFTER_SLASH, group_prefix, prefix_end, timer_
 from persistence.store import EngineStore
 
 __all__ = ["Loader"]
-
-_PAGE: Final = 200
 
 
 class Loader:
@@ -141,7 +138,9 @@ class Loader:
             async for item in self._store.scan(partition, prefix, prefix_end(prefix)):
                 if item.key.rpartition("/")[2] in self._dispatcher:
                     continue
-                if not self._dispatcher.offer(QueuedTask.parse(partition, item.key, item.etag, item.value)):
+                # One that is refused may also be one that has ended since this page was read.
+                self._dispatcher.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+                if self._dispatcher.full(queue):
                     return
 
 

@@ -27,18 +27,20 @@ class TaskQueue:
         key: namespace, group and destination.
         concurrency: tasks that may run at once.
         ready: tasks that could run now, in order of arrival.
-        held: tasks in memory, waiting for whatever, running ones included.
+        held: tasks in memory, waiting for whatever, running ones included; without timers.
+        timers: timers in memory, running ones included.
         running: tasks that run now.
         overflow: the store holds tasks of this queue that memory does not.
     """
 
-    __slots__ = ("concurrency", "held", "key", "overflow", "ready", "running")
+    __slots__ = ("concurrency", "held", "key", "overflow", "ready", "running", "timers")
 
     def __init__(self, key: QueueKey, concurrency: int) -> None:
         self.key = key
         self.concurrency = concurrency
         self.ready: deque[QueuedTask] = deque()
         self.held = 0
+        self.timers = 0
         self.running = 0
         self.overflow = False
 
@@ -82,9 +84,9 @@ class Dispatcher:
         return any(queue.running or queue.ready for queue in self._queues.values())
 
     @property
-    def running(self) -> int:
-        """Tasks that run now."""
-        return sum(queue.running for queue in self._queues.values())
+    def started(self) -> bool:
+        """Whether tasks are run: not before `start`, nor after `stop`."""
+        return self._started
 
     def get(self, task_id: str) -> QueuedTask | None:
         """A task that is held in memory."""
@@ -128,12 +130,16 @@ class Dispatcher:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = TaskQueue(key, self._concurrency(key))
-        # Timers are bounded by their window; one that has been read must not be lost by its queue.
-        if queue.held >= self._buffer and not task.is_timer:
+        # Timers are bounded by their window: they take no room from tasks that could run now, and one that
+        # has been read must not be lost by its queue.
+        if task.is_timer:
+            queue.timers += 1
+        elif queue.held >= self._buffer:
             queue.overflow = True
             return False
+        else:
+            queue.held += 1
         self._tasks[task_id] = task
-        queue.held += 1
         self._place(queue, task)
         return True
 
@@ -153,22 +159,26 @@ class Dispatcher:
         finished[task.id] = task.etag
         if len(finished) > _REMEMBERED:
             finished.popitem(last=False)
-        self._drop(queue, task.id)
+        self._drop(queue, task)
         self._pump(queue)
 
     def discard(self, task_id: str) -> None:
         """Forget a task that waits for its time; one that is about to run finds out by itself."""
         if task_id in self._delayed:
             self._delayed.discard(task_id)
-            self._drop(self._queues[self._tasks[task_id].queue], task_id)
+            task = self._tasks[task_id]
+            self._drop(self._queues[task.queue], task)
 
-    def _drop(self, queue: TaskQueue, task_id: str) -> None:
-        del self._tasks[task_id]
-        queue.held -= 1
+    def _drop(self, queue: TaskQueue, task: QueuedTask) -> None:
+        del self._tasks[task.id]
+        if task.is_timer:
+            queue.timers -= 1
+        else:
+            queue.held -= 1
         if queue.overflow and queue.held <= self._buffer // 2:
             queue.overflow = False
             self._refill(queue.key)
-        if not queue.held and not queue.overflow:
+        if not queue.held and not queue.timers and not queue.overflow:
             self._queues.pop(queue.key, None)
 
     def _place(self, queue: TaskQueue, task: QueuedTask) -> None:

@@ -36,6 +36,7 @@ __all__ = ["Worker"]
 _log: Final = logging.getLogger("hsm.engine")
 _MAX_ERROR_TEXT: Final = 4000
 _NANOS: Final = 10**9
+_LONGEST_PAUSE: Final = 36_525 * 86_400 * _NANOS  # a century: an int64 holds the sum with any present time
 
 
 class Worker:
@@ -72,10 +73,13 @@ class Worker:
         try:
             error = await self._execute(task)
             await self._conclude(task, error)
-        except asyncio.CancelledError:
-            # The engine is closing; the row stays for the next one.
-            self._dispatcher.finish(task)
-            raise
+        except asyncio.CancelledError as cancelled:
+            if not self._dispatcher.started:
+                # The engine is closing; the row stays for the next one.
+                self._dispatcher.finish(task)
+                raise
+            _log.warning("the run of task %s was cancelled, not by the engine; it is tried again", task.id)
+            self._wait(task, cancelled)
         except Exception as failure:  # noqa: BLE001 - it is logged, with its traceback
             # One task must not take the engine with it.
             _log.exception("the end of task %s cannot be written down; it is tried again", task.id)
@@ -106,6 +110,12 @@ class Worker:
             return cancelled
         except Exception as error:  # noqa: BLE001 - whatever it is, `disposition` says what it means
             return error
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - or the task would stay in its queue, and never run again
+            failure = RuntimeError(f"the executor raised {error!r}, which is no Exception")
+            failure.__cause__ = error
+            return failure
         return None
 
     async def _execute_within(self, limit: timedelta, run: asyncio.Task[None], ref: Ref, task: Task) -> None:
@@ -159,7 +169,7 @@ class Worker:
         self._dispatcher.finish(task)
         self._loader.gone(task)
 
-    def _wait(self, task: QueuedTask, error: Exception, asked: timedelta | None = None) -> None:
+    def _wait(self, task: QueuedTask, error: BaseException, asked: timedelta | None = None) -> None:
         """Try again later, without a trace in the store: nothing is wrong with the task."""
         _log.debug("task %s has to wait: %r", task.id, error)
         task.tries += 1
@@ -170,7 +180,7 @@ class Worker:
         pause = self._options.backoff.delay(attempt, self._options.random)
         if asked is not None:
             pause = max(pause, asked)
-        return round(pause.total_seconds() * _NANOS)
+        return min(round(pause.total_seconds() * _NANOS), _LONGEST_PAUSE)
 
     async def _acknowledge(self, task: QueuedTask) -> None:
         """Take the task off its node and out of its queue, in one commit; off the queue alone if need be."""
@@ -252,4 +262,6 @@ def _asked(error: Exception | None) -> timedelta | None:
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:_MAX_ERROR_TEXT]
+    text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_TEXT]
+    # A file name that is no UTF-8 comes with surrogates, which protobuf refuses.
+    return text.encode(errors="backslashreplace").decode()
