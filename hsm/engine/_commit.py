@@ -134,14 +134,19 @@ class Commit:
         execution.etag = etag
         execution.row = self._row
         decoded = execution.decoded
+        if self.tombstones:
+            # Nobody has looked at the tasks below them.
+            decoded.clear()
+        if self.decoded:
+            decoded.update(self.decoded)
+        for task_id in self.withdrawn:
+            decoded.pop(task_id, None)
         for node, tasks in self._previous:
             if tasks:
                 kept = {task.id for task in node._tasks}
                 for task in tasks:
                     if task.id not in kept:
                         decoded.pop(task.id, None)
-        if self.decoded:
-            decoded.update(self.decoded)
         for queued in self.queued:
             queued.etag = etag
 

@@ -18,7 +18,6 @@ from hsm.errors import (
     CommitConflictError,
     CommitOutcomeUnknownError,
     ExecutionNotFoundError,
-    HSMError,
     ReentrantTransitionError,
     StaleReferenceError,
     StaleStateError,
@@ -107,7 +106,10 @@ class Executions:
         cache[execution.key] = execution
         if len(cache) > self._options.cached_executions:
             for other in list(itertools.islice(cache.values(), _EVICTED_AT_ONCE)):
-                if not other.lock.locked():
+                if other is execution or other.lock.locked():
+                    # In use; nor may it keep the others from being looked at.
+                    cache.move_to_end(other.key)
+                else:
                     self.evict(other)
 
     def retire(self, execution: Execution) -> None:
@@ -261,15 +263,15 @@ class Executions:
         if execution is not None and not execution.lock.locked():
             begin(execution)
             try:
-                locate(execution, ref, claim)
-            except (HSMError, MissingPart):
-                # Not believed of a tree that may be out of date.
-                pass
+                _check_pending(locate(execution, ref, claim), claim)
+                refuse_changes(execution)
+            except (Exception, MissingPart):  # noqa: BLE001 - not believed of a tree that may be out of date
+                roll_back(execution)
             else:
                 return
             finally:
                 end(execution)
-        await self.run(ref, _nothing, AccessType.READ, claim=claim)
+        await self.run(ref, lambda node: _check_pending(node, claim), AccessType.READ, claim=claim)
 
     async def complete(self, claim: QueuedTask) -> None:
         """Take a task that has run off its node, with its row."""
@@ -295,6 +297,7 @@ class Executions:
             TransactionTooLargeError: too much for one transaction of the store.
         """
         removed: list[Removed] = []
+        execution.root._state.check()
         if execution.root._state.removed:
             try:
                 removed = await find_removed(self._store, execution, self._options.delete_rows)
@@ -470,6 +473,12 @@ def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
         own = claim.ref()
         check_task(claim.task, own, node if own.path == ref.path else root.child(own.path))
     return node
+
+
+def _check_pending(node: Node, claim: QueuedTask) -> None:
+    """Tell a task that has run elsewhere, or was replaced, though it holds itself still valid."""
+    if all(task.id != claim.id for task in node._tasks):
+        raise StaleReferenceError(f"task {claim.id} is not pending any more")
 
 
 def translated(error: storage.PersistenceError) -> Exception:

@@ -51,6 +51,7 @@ async def start_execution(
         execution.root._state.dirty[execution.root] = True
         if on_start is not None:
             on_start(execution.root)
+        execution.root._state.check()
         commit = plan(registry, ids, execution, now_nanos)
         row = CurrentRun(run_id=key.run_id, request_id=request_id)
         current: list[Operation] = [
@@ -70,7 +71,9 @@ async def start_execution(
         raise translated(error) from error
     finally:
         end(execution)
-    executions.admit(execution)
+    if executions.cached(execution.key) is None:
+        # Else somebody has read it from the store already, and may have changed it.
+        executions.admit(execution)
     executions.committed(execution, commit)
     return Ref(key)
 
