@@ -79,6 +79,7 @@ class Engine:
         self._unswept: set[str] = set()
         self._recovered = not run_tasks
         self._looking = False
+        self._closing = False
         self._executions: Executions
         self._dispatcher: Dispatcher
         self._loader: Loader
@@ -116,6 +117,7 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Start no more tasks, wait for those that run, and leave the rest in the store."""
+        self._closing = True
         self._dispatcher.stop()
         for reader in self._readers:
             reader.cancel()
@@ -126,11 +128,14 @@ class Engine:
         finally:
             for run in self._runs:
                 run.cancel()
-            if self._runs:
-                await asyncio.wait(self._runs)
-            # What the block raised is the caller's and stays as it is: the group need not know.
-            await self._background.__aexit__(None, None, None)
-            self._worker.close()
+            try:
+                if self._runs:
+                    await asyncio.wait(self._runs)
+            finally:
+                self._worker.close()
+                # What the block raised is the caller's and stays as it is: the group need not know.
+                await self._background.__aexit__(None, None, None)
+                self._wake_drainers()
 
     def now(self) -> datetime:
         """The present time, by the engine's clock."""
@@ -275,15 +280,20 @@ class Engine:
 
     async def drain(self) -> None:
         """Return when no task runs and none could run now. Timers that are not due do not count."""
-        while (
+        while self._is_busy():
+            quiet = asyncio.get_running_loop().create_future()
+            self._drainers.append(quiet)
+            await quiet
+
+    def _is_busy(self) -> bool:
+        if self._closing:
+            return bool(self._runs)
+        return (
             not self._recovered
             or self._looking
             or self._dispatcher.busy
             or len(self._readers) > self._run_tasks
-        ):
-            quiet = asyncio.get_running_loop().create_future()
-            self._drainers.append(quiet)
-            await quiet
+        )
 
     # What the parts call
 
@@ -335,6 +345,8 @@ class Engine:
         self._wake_drainers()
 
     def _read(self, reading: Callable[[], Coroutine[None, None, None]]) -> None:
+        if self._closing:
+            return
         reader = self._background.create_task(self._guarded(reading))
         self._readers.add(reader)
         reader.add_done_callback(self._reader_ended)
@@ -372,9 +384,9 @@ class Engine:
                     await self._loader.poll(self._options.clock.time_ns() + 2 * interval)
                 else:
                     await self._loader.load_all()
+                    self._recovered = True
                 while self._unswept:
                     await self._sweep(self._unswept.pop())
-                self._recovered = True
             except storage.StoreUnavailableError as error:
                 _log.warning("the store did not answer, and is asked again: %s", error)
             except Exception:  # noqa: BLE001 - it is logged, with its traceback

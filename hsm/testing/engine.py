@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -12,6 +13,7 @@ import attrs
 
 from hsm.engine import Engine, EngineOptions
 from hsm.engine.clock import from_nanos
+from hsm.engine.ids import IdSource
 from hsm.registry import Registry
 from hsm.testing.clock import FakeClock
 from persistence.store import EngineStore
@@ -20,6 +22,7 @@ from persistence.stores.memory import MemoryStore
 __all__ = ["TestEngine"]
 
 _TURNS: Final = 3  # until whoever waits for the clock has woken up
+_engines: Final = itertools.count()
 _OPTIONS: Final = EngineOptions(shard_count=1, poll_interval=timedelta(hours=1))
 
 
@@ -62,6 +65,8 @@ class TestEngine(Engine):
         self.store: EngineStore = self._own_store or store or MemoryStore()
         chosen = options or attrs.evolve(_OPTIONS, random=random.Random(0))
         super().__init__(registry, self.store, attrs.evolve(chosen, clock=self.clock), run_tasks=run_tasks)
+        # Two engines on one store must not make the same ids, though both begin in the same millisecond.
+        self._ids = IdSource(random.Random(next(_engines)))
 
     async def __aenter__(self) -> Self:
         if self._own_store is not None:
