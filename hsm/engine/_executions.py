@@ -9,9 +9,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, TypeVar
 
-from hsm.engine._commit import Commit, Removed, check_task, find_removed, plan
+from hsm.engine._commit import Commit, Removed, find_removed, plan
 from hsm.engine._execution import Execution, decode_row, load_execution, load_part
 from hsm.engine._rows import QueuedTask
+from hsm.engine._transaction import begin, check_pending, end, locate, refuse_changes, roll_back, seal
 from hsm.engine.ids import IdSource
 from hsm.engine.options import EngineOptions
 from hsm.errors import (
@@ -21,14 +22,11 @@ from hsm.errors import (
     ReentrantTransitionError,
     StaleReferenceError,
     StaleStateError,
-    StateMachineNotFoundError,
     StorageUnavailableError,
     TransactionTooLargeError,
-    UntrackedChangeError,
 )
 from hsm.executor import AccessType
-from hsm.machine import VersionedTransition
-from hsm.ref import ExecutionKey, Ref, check_execution_version
+from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import MissingPart, Node
 from persistence import errors as storage
@@ -225,9 +223,11 @@ class Executions:
                 refuse_changes(execution)
             elif claim is not None or execution.root.dirty:
                 await self.commit(execution, claim, keep_claim=keep_claim)
-            elif not await self._is_current(execution):
-                self.evict(execution)
-                return _AGAIN
+            else:
+                seal(execution)
+                if not await self._is_current(execution):
+                    self.evict(execution)
+                    return _AGAIN
         except MissingPart as part:
             roll_back(execution)
             if not await self._load_part(execution, part):
@@ -263,7 +263,7 @@ class Executions:
         if execution is not None and not execution.lock.locked():
             begin(execution)
             try:
-                _check_pending(locate(execution, ref, claim), claim)
+                check_pending(locate(execution, ref, claim), claim)
                 refuse_changes(execution)
             except (Exception, MissingPart):  # noqa: BLE001 - not believed of a tree that may be out of date
                 roll_back(execution)
@@ -271,7 +271,7 @@ class Executions:
                 return
             finally:
                 end(execution)
-        await self.run(ref, lambda node: _check_pending(node, claim), AccessType.READ, claim=claim)
+        await self.run(ref, lambda node: check_pending(node, claim), AccessType.READ, claim=claim)
 
     async def complete(self, claim: QueuedTask) -> None:
         """Take a task that has run off its node, with its row."""
@@ -297,16 +297,20 @@ class Executions:
             TransactionTooLargeError: too much for one transaction of the store.
         """
         removed: list[Removed] = []
-        execution.root._state.check()
-        if execution.root._state.removed:
+        state = execution.root._state
+        state.check()
+        if state.removed:
+            seal(execution)
             try:
                 removed = await find_removed(self._store, execution, self._options.delete_rows)
             except storage.PersistenceError as error:
                 raise translated(error) from error
+            state.sealed = False
         now = self._options.clock.time_ns()
         commit = plan(
             self._registry, self._ids, execution, now, claim=claim, keep_claim=keep_claim, removed=removed
         )
+        seal(execution)
         try:
             etag = await self._store.multi(commit.operations)
         except storage.ETagMismatchError as error:
@@ -332,7 +336,7 @@ class Executions:
             self.evict(execution)
             raise
         commit.done(etag)
-        execution.root._state.clear()
+        state.clear()
         if claim is not None and not keep_claim:
             claim.spent = True
         self.committed(execution, commit)
@@ -414,71 +418,6 @@ class Access:
 
 def _nothing(_: Node) -> None:
     """What a task does to the tree that does nothing but end."""
-
-
-def begin(execution: Execution, *, reading: bool = False) -> None:
-    """Open the tree for a transaction. References made under one for reading know of no version to come."""
-    state = execution.root._state
-    last = execution.version
-    count = last.transition_count if reading else last.transition_count + 1
-    state.version = VersionedTransition(last.failover_version, count)
-    state.depth = 1
-    state.sealed = False
-
-
-def roll_back(execution: Execution) -> None:
-    """Undo what the transaction has done to the tree."""
-    execution.root._state.roll_back(0, 0)
-
-
-def end(execution: Execution) -> None:
-    """Close the tree after a transaction."""
-    state = execution.root._state
-    state.undo.clear()
-    state.depth = 0
-    state.sealed = True
-
-
-def refuse_changes(execution: Execution) -> None:
-    """Raise if a read has changed the tree."""
-    if execution.root.dirty:
-        raise UntrackedChangeError(
-            f"execution {execution.key.namespace}/{execution.key.id} was changed under an access for reading"
-        )
-
-
-def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
-    """The node that a reference points to, if the reference still holds.
-
-    Raises:
-        StaleReferenceError, StaleStateError, StateMachineNotFoundError: it does not.
-    """
-    check_execution_version(ref.execution_version, execution.history)
-    root = execution.root
-    try:
-        node = root.child(ref.path)
-    except StateMachineNotFoundError as error:
-        if ref.task_id and error.path == ref.path:
-            raise StaleReferenceError(f"{ref} is gone") from error
-        raise
-    if ref.initial_version.transition_count and node.initial_version != ref.initial_version:
-        raise StaleReferenceError(f"{ref} was deleted; another machine has its key")
-    if claim is None:
-        if ref.transition_count and ref.transition_count != node.transition_count:
-            raise StaleReferenceError(
-                f"{ref} was made at transition {ref.transition_count},"
-                f" the machine is at {node.transition_count}"
-            )
-    elif claim.task is not None:
-        own = claim.ref()
-        check_task(claim.task, own, node if own.path == ref.path else root.child(own.path))
-    return node
-
-
-def _check_pending(node: Node, claim: QueuedTask) -> None:
-    """Tell a task that has run elsewhere, or was replaced, though it holds itself still valid."""
-    if all(task.id != claim.id for task in node._tasks):
-        raise StaleReferenceError(f"task {claim.id} is not pending any more")
 
 
 def translated(error: storage.PersistenceError) -> Exception:

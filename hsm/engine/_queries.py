@@ -10,8 +10,9 @@ from google.protobuf.message import Message
 from google.protobuf.text_format import MessageToString
 
 from hsm.engine._execution import decode_row, load_execution
-from hsm.engine._executions import Executions, begin, translated
+from hsm.engine._executions import Executions, translated
 from hsm.engine._rows import QueuedTask, kind_of, task_row_key
+from hsm.engine._transaction import begin
 from hsm.engine.clock import from_nanos
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
 from hsm.errors import SerializationError

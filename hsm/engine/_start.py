@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from hsm.engine._commit import plan
 from hsm.engine._execution import Execution, decode_row
-from hsm.engine._executions import Executions, begin, end, translated
+from hsm.engine._executions import Executions, translated
+from hsm.engine._transaction import begin, end, seal
 from hsm.engine.ids import IdSource
 from hsm.errors import ExecutionAlreadyStartedError
 from hsm.machine import VersionedTransition
@@ -62,6 +63,7 @@ async def start_execution(
                 options=_FIRST_WRITE,
             )
         ]
+        seal(execution)
         etag = await store.multi(current + commit.operations)
         commit.done(etag)
         execution.root._state.clear()

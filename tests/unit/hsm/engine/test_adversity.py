@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from hsm import (
+    AccessClosedError,
     AccessType,
     Environment,
     MachineType,
@@ -348,3 +349,38 @@ async def test_sweep_that_fails_does_not_hold_up_the_start(world: World, databas
     faulty.before = refuse
     async with TestEngine(world.registry, faulty) as engine, asyncio.timeout(10):
         await engine.drain()
+
+
+@pytest.mark.parametrize("method", ["get", "multi", "scan"])
+async def test_node_that_got_out_is_of_no_use_while_its_update_waits(
+    world: World, database: Database, method: str
+) -> None:
+    """What is done to it then would be in memory, and never in the store."""
+    kept: list[Node] = []
+    refused: list[AccessClosedError] = []
+    faulty = FaultyStore(database.store)
+
+    async def meddle(call: StoreCall) -> None:
+        if call.method == method and kept:
+            try:
+                note("late")(kept[0])
+            except AccessClosedError as error:
+                refused.append(error)
+
+    def change(node: Node) -> None:
+        kept.append(node)
+        if method == "scan":
+            cut(node)
+        if method != "get":
+            note("good")(node)
+
+    faulty.before = meddle
+    async with TestEngine(world.registry, faulty, small(), run_tasks=False) as engine:
+        ref = await started(engine)
+        await engine.update(ref, grow)
+        await engine.update(ref, change)
+        kept.clear()
+        remembered = await engine.read(ref, log)
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        assert await engine.read(ref, log) == remembered == ["good"] * (method != "get")
+    assert refused

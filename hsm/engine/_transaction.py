@@ -1,0 +1,85 @@
+"""Transactions in memory: a tree is opened for one, undone if it fails, and closed after it."""
+
+from __future__ import annotations
+
+from hsm.engine._commit import check_task
+from hsm.engine._execution import Execution
+from hsm.engine._rows import QueuedTask
+from hsm.errors import StaleReferenceError, StateMachineNotFoundError, UntrackedChangeError
+from hsm.machine import VersionedTransition
+from hsm.ref import Ref, check_execution_version
+from hsm.tree import Node
+
+__all__ = ["begin", "check_pending", "end", "locate", "refuse_changes", "roll_back", "seal"]
+
+
+def begin(execution: Execution, *, reading: bool = False) -> None:
+    """Open the tree for a transaction. References made under one for reading know of no version to come."""
+    state = execution.root._state
+    last = execution.version
+    count = last.transition_count if reading else last.transition_count + 1
+    state.version = VersionedTransition(last.failover_version, count)
+    state.depth = 1
+    state.sealed = False
+
+
+def seal(execution: Execution) -> None:
+    """Let nobody use the tree while the transaction awaits something: a handle may have got out."""
+    execution.root._state.sealed = True
+
+
+def roll_back(execution: Execution) -> None:
+    """Undo what the transaction has done to the tree. It is over, but for its `end`."""
+    state = execution.root._state
+    state.roll_back(0, 0)
+    state.sealed = True
+
+
+def end(execution: Execution) -> None:
+    """Close the tree after a transaction."""
+    state = execution.root._state
+    state.undo.clear()
+    state.depth = 0
+    state.sealed = True
+
+
+def refuse_changes(execution: Execution) -> None:
+    """Raise if a read has changed the tree."""
+    if execution.root.dirty:
+        raise UntrackedChangeError(
+            f"execution {execution.key.namespace}/{execution.key.id} was changed under an access for reading"
+        )
+
+
+def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
+    """The node that a reference points to, if the reference still holds.
+
+    Raises:
+        StaleReferenceError, StaleStateError, StateMachineNotFoundError: it does not.
+    """
+    check_execution_version(ref.execution_version, execution.history)
+    root = execution.root
+    try:
+        node = root.child(ref.path)
+    except StateMachineNotFoundError as error:
+        if ref.task_id and error.path == ref.path:
+            raise StaleReferenceError(f"{ref} is gone") from error
+        raise
+    if ref.initial_version.transition_count and node.initial_version != ref.initial_version:
+        raise StaleReferenceError(f"{ref} was deleted; another machine has its key")
+    if claim is None:
+        if ref.transition_count and ref.transition_count != node.transition_count:
+            raise StaleReferenceError(
+                f"{ref} was made at transition {ref.transition_count},"
+                f" the machine is at {node.transition_count}"
+            )
+    elif claim.task is not None:
+        own = claim.ref()
+        check_task(claim.task, own, node if own.path == ref.path else root.child(own.path))
+    return node
+
+
+def check_pending(node: Node, claim: QueuedTask) -> None:
+    """Tell a task that has run elsewhere, or was replaced, though it holds itself still valid."""
+    if all(task.id != claim.id for task in node._tasks):
+        raise StaleReferenceError(f"task {claim.id} is not pending any more")
