@@ -36,16 +36,23 @@ class Environment(Protocol):
         """The present time, aware."""
         ...
 
-    def access(self, ref: Ref, access: AccessType) -> AbstractAsyncContextManager[Node]:
+    def access(
+        self, ref: Ref, access: AccessType, *, keep_task: bool = False
+    ) -> AbstractAsyncContextManager[Node]:
         """The node that `ref` points to, locked until the block ends.
 
         WRITE commits when the block ends and rolls back when it raises. The node is of no use afterwards. The
         whole tree is loaded, because the block cannot run twice: `read` and `update` load what they need.
 
+        A write under the reference of a queue task ends that task, in the same commit: what it does is done
+        once. With `keep_task` the task goes on, and may write again; it has to be a `ValidatedTask`, which
+        tells when that is no longer right.
+
         Raises:
-            StaleReferenceError: the node has moved on.
+            StaleReferenceError: the node has moved on, or the task has written already.
             CommitConflictError: somebody else changed the execution first.
-            ReentrantTransitionError: this task holds the execution already.
+            ReentrantTransitionError: this asyncio task holds the execution already. A task that it begins
+                inside the block waits for the end of the block; do not wait for such a task there.
         """
         ...
 
@@ -59,11 +66,12 @@ class Environment(Protocol):
         """
         ...
 
-    async def update(self, ref: Ref, fn: Callable[[Node], ResultT]) -> ResultT:
+    async def update(self, ref: Ref, fn: Callable[[Node], ResultT], *, keep_task: bool = False) -> ResultT:
         """Run `fn` on the node, commit what it did, and return its result.
 
         `fn` may run again: on a tree loaded anew, when somebody else changed the execution first, and
-        when it needed a part of the tree that was not loaded. Raises as `access`, but never for a conflict.
+        when it needed a part of the tree that was not loaded. Raises as `access`, but never for a conflict;
+        `keep_task` is as there.
         """
         ...
 

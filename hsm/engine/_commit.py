@@ -379,12 +379,12 @@ def plan(
 
 
 def _holder(root: Node, claim: QueuedTask) -> Node | None:
-    """The node that remembers a task."""
+    """The node that remembers a task, if it remembers any."""
     try:
         node = root.child(claim.ref().path)
     except HSMError:
         return None
-    return node if any(task.id == claim.id for task in node._tasks) else None
+    return node if node._tasks else None
 
 
 async def find_removed(store: EngineStore, execution: Execution, limit: int) -> list[Removed]:

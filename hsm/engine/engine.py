@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -71,6 +72,8 @@ class Engine:
         self._run_tasks = run_tasks
         self._ids = IdSource(self._options.random)
         self._background = asyncio.TaskGroup()
+        # Executors run in this, not in that of whoever happens to commit their task.
+        self._context = contextvars.copy_context()
         self._runs: set[asyncio.Task[None]] = set()
         self._readers: set[asyncio.Task[None]] = set()
         self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
@@ -183,11 +186,13 @@ class Engine:
         self, ref: Ref, access: AccessType, *, keep_task: bool = False
     ) -> AbstractAsyncContextManager[Node]:
         """See `Environment.access`."""
-        return self._executions.access(ref, access, claim=self._claim(ref), keep_claim=keep_task)
+        return self._executions.access(
+            ref, access, claim=self._claim(ref, keep=keep_task), keep_claim=keep_task
+        )
 
     async def update(self, ref: Ref, fn: Callable[[Node], ResultT], *, keep_task: bool = False) -> ResultT:
         """See `Environment.update`."""
-        claim = self._claim(ref)
+        claim = self._claim(ref, keep=keep_task)
         return await self._executions.run(ref, fn, AccessType.WRITE, claim=claim, keep_claim=keep_task)
 
     async def read(self, ref: Ref, fn: Callable[[Node], ResultT]) -> ResultT:
@@ -297,7 +302,7 @@ class Engine:
 
     # What the parts call
 
-    def _claim(self, ref: Ref) -> QueuedTask | None:
+    def _claim(self, ref: Ref, *, keep: bool = False) -> QueuedTask | None:
         """The running task that a reference comes from: what it writes is written once."""
         if not ref.task_id:
             return None
@@ -306,6 +311,10 @@ class Engine:
             raise StaleReferenceError(f"task {ref.task_id} has run already")
         if task.execution != ref.execution:
             raise ValueError(f"{ref} is a reference of task {ref.task_id}, which belongs to {task.execution}")
+        if keep and not hasattr(task.task, "validate"):
+            raise ValueError(
+                f"task {ref.task_id} cannot be kept: without `validate`, its own write makes it stale"
+            )
         return task
 
     def _concurrency(self, key: QueueKey) -> int:
@@ -334,7 +343,7 @@ class Engine:
 
     def _spawn(self, task: QueuedTask) -> None:
         # Not in the task group, whose bookkeeping costs more than the task: the worker lets no error out.
-        run = asyncio.get_running_loop().create_task(self._worker.run(task))
+        run = asyncio.get_running_loop().create_task(self._worker.run(task), context=self._context.copy())
         # It is in nobody's way any more: a timer that hangs must not keep later ones from being read.
         self._loader.gone(task)
         self._runs.add(run)

@@ -38,13 +38,13 @@ class OneTree:
         return NOON
 
     @asynccontextmanager
-    async def access(self, ref: Ref, access: AccessType) -> AsyncIterator[Node]:
+    async def access(self, ref: Ref, access: AccessType, *, keep_task: bool = False) -> AsyncIterator[Node]:
         yield self.root.child(ref.path)
 
     async def read(self, ref: Ref, fn: Callable[[Node], R]) -> R:
         return fn(self.root.child(ref.path))
 
-    async def update(self, ref: Ref, fn: Callable[[Node], R]) -> R:
+    async def update(self, ref: Ref, fn: Callable[[Node], R], *, keep_task: bool = False) -> R:
         self.updated.append(ref)
         return fn(self.root.child(ref.path))
 

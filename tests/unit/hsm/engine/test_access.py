@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from tests.support.databases import Database
 from tests.support.jobs import (
     Call,
     Job,
+    Soon,
     Step,
     World,
     ask,
@@ -271,3 +273,21 @@ async def test_executors_may_use_access(world: World, database: Database) -> Non
         await engine.drain()
         assert await engine.read(ref, log) == ["call saw []"]
     assert await database.queued() == []
+
+
+async def test_executor_does_not_inherit_the_context_of_who_committed_its_task(
+    world: World, database: Database
+) -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="engine")
+    seen: list[str] = []
+
+    async def look(env: Environment, ref: Ref, task: Soon) -> None:
+        seen.append(variable.get())
+
+    world.on(Soon, look)
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        variable.set("caller")
+        await engine.update(ref, note("x", Soon("a")))
+        await engine.drain()
+    assert seen == ["engine"]

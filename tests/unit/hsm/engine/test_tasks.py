@@ -351,3 +351,20 @@ async def test_runs_are_told_by_time_and_attempt(world: World, database: Databas
         await engine.start(job(), Job(), on_start=ask(Alarm("alarm", clock.now() + HOUR)))
         assert await engine.skip_to_next() == clock.now()
         assert world.runs == [Run("alarm", 1, clock.now())]
+
+
+async def test_task_without_validate_cannot_be_kept(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        refused: list[str] = []
+
+        async def run(env: Environment, ref: Ref, task: Call) -> None:
+            with pytest.raises(ValueError, match="validate"):
+                await env.update(ref, note("kept"), keep_task=True)
+            refused.append(task.name)
+
+        world.on(Call, run)
+        ref = await started(engine, "job", Call("call"))
+        await engine.drain()
+
+        assert refused == ["call"]
+        assert await engine.read(ref, log) == []
