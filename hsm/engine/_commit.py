@@ -189,7 +189,7 @@ class _Planner:
         row.CopyFrom(execution.row)
         version = state.version
         history = row.history
-        if execution.version.failover_version == version.failover_version and history:
+        if execution.history and execution.history[-1].failover_version == version.failover_version:
             history[-1].max_transition_count = version.transition_count
         else:
             history.add(

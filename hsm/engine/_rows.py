@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hsm.engine._execution import decode_row
 from hsm.engine.clock import from_nanos, to_nanos
 from hsm.errors import HSMError, NotRegisteredError, SerializationError
@@ -47,6 +49,7 @@ class QueuedTask:
         due: not to be run before, in nanoseconds.
         is_fresh: whether it was never read from the store.
         tries: attempts in this process that do not count against the task.
+        run: what runs it now.
         spent: the row is gone, together with a write under this task.
     """
 
@@ -63,6 +66,7 @@ class QueuedTask:
         "queue",
         "raw",
         "row",
+        "run",
         "spent",
         "task",
         "tries",
@@ -77,6 +81,7 @@ class QueuedTask:
         self.is_timer = key[0] == "t"
         self.queue = queue
         self.row = row
+        self.run: asyncio.Task[None] | None = None
         self.raw = b""
         self.task: Task | None = None
         self.due = 0

@@ -95,7 +95,7 @@ class Worker:
             ref = task.ref()
             await self._executions.validate(ref, task)
             limit = self._time_limit(task.row.info.type)
-            run = asyncio.current_task()
+            run = task.run
             if limit is None or run is None:
                 await execute(self._registry, self._environment, ref, task.task)
             else:

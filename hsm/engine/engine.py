@@ -346,6 +346,7 @@ class Engine:
         run = asyncio.get_running_loop().create_task(self._worker.run(task), context=self._context.copy())
         # It is in nobody's way any more: a timer that hangs must not keep later ones from being read.
         self._loader.gone(task)
+        task.run = run
         self._runs.add(run)
         run.add_done_callback(self._run_ended)
 

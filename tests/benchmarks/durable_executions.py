@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import pstats
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from tests.benchmarks.harness import (
     Table,
     alternate,
     at_least,
+    isolated,
     load_peer,
     median_ratio,
 )
@@ -53,15 +55,14 @@ def measure(size: Size) -> list[Table]:
     dbos = load_peer("dbos_workflows", "dbos", notes)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        recorded = asyncio.run(_record(directory, executions, concurrency))
         cases: dict[str, Measure] = {
-            "hsm": lambda: asyncio.run(_engine_rate(directory, executions, concurrency)),
-            "the store alone": lambda: asyncio.run(_replay_rate(directory, recorded, concurrency)),
+            "hsm": isolated(partial(_executions_a_second, directory, executions, concurrency)),
+            "the store alone": isolated(partial(_replays_a_second, directory, executions, concurrency)),
         }
         if dbos is not None:
             rate = partial(dbos.workflows_a_second, directory, workflows, concurrency)
-            cases["DBOS, as it configures SQLite"] = partial(rate, wal=False)
-            cases["DBOS, its database in WAL mode"] = partial(rate, wal=True)
+            cases["DBOS, as it configures SQLite"] = isolated(partial(rate, wal=False))
+            cases["DBOS, its database in WAL mode"] = isolated(partial(rate, wal=True))
         figures = alternate(cases, rounds)
     own = figures.pop("hsm")
     alone = figures.pop("the store alone")
@@ -84,6 +85,18 @@ def measure(size: Size) -> list[Table]:
         Table(title, "hsm is faster by", peers, notes),
         Table(f"{title}; what the engine leaves of the store's rate", "hsm does", store),
     ]
+
+
+def _executions_a_second(directory: Path, executions: int, concurrency: int) -> float:
+    return asyncio.run(_engine_rate(directory, executions, concurrency))
+
+
+def _replays_a_second(directory: Path, executions: int, concurrency: int) -> float:
+    """Record the transactions of an engine, then measure the store with them alone."""
+    recorded = asyncio.run(_record(directory, executions, concurrency))
+    gc.collect()
+    gc.freeze()
+    return asyncio.run(_replay_rate(directory, recorded, concurrency))
 
 
 class _Clients:
@@ -168,7 +181,7 @@ class _Recorded:
 
 async def _record(directory: Path, executions: int, concurrency: int) -> list[_Recorded]:
     clients = _Clients()
-    store = _RecordingStore(directory / "recorded.db")
+    store = _RecordingStore(directory / f"recorded-{time.time_ns()}.db")
     async with store, Engine(clients.registry, store) as engine:
         await engine.drain()
         store.recorded.clear()

@@ -6,10 +6,12 @@ import enum
 import gc
 import importlib
 import importlib.util
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -23,11 +25,14 @@ __all__ = [
     "at_least",
     "at_most",
     "best_ratio",
+    "isolated",
     "load_peer",
     "median_ratio",
     "render",
     "seconds_per_call",
 ]
+
+_YOUNG_OBJECTS: Final = 20_000
 
 Measure: TypeAlias = Callable[[], float]
 """One measurement of one case: seconds an operation, or operations a second."""
@@ -115,6 +120,27 @@ def alternate(cases: Mapping[str, Measure], rounds: int) -> dict[str, list[float
     finally:
         gc.unfreeze()
     return figures
+
+
+def isolated(function: Callable[[], float]) -> Measure:
+    """A measure that runs in a fresh interpreter: no case pays for the heap and the threads of another.
+
+    The function must be one that can be pickled. All cases run with the same settings of the cycle collector, which are
+    those of a service under load: what is imported is frozen, and the youngest generation is larger.
+    """
+
+    def measure() -> float:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_settle) as pool:
+            return pool.submit(function).result()
+
+    return measure
+
+
+def _settle() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def seconds_per_call(function: Callable[[], object], calls: int = 1) -> float:
