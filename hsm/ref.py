@@ -75,6 +75,8 @@ def check_execution_version(version: VersionedTransition, history: Sequence[Vers
     if not version.transition_count or not history:
         return
     last = history[-1]
+    if version == last:
+        return
     if version.failover_version > last.failover_version or (
         version.failover_version == last.failover_version and version.transition_count > last.transition_count
     ):

@@ -30,6 +30,7 @@ __all__ = [
     "dead_letter_key",
     "escape",
     "execution_key",
+    "execution_keys",
     "group_prefix",
     "node_prefix",
     "parse_execution_key",
@@ -85,7 +86,13 @@ def current_run_key(namespace: str, id_: str) -> str:
 
 def execution_key(namespace: str, id_: str, run_id: str) -> str:
     """Key of the row of an execution."""
-    return f"e/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+    return execution_keys(namespace, id_, run_id)[0]
+
+
+def execution_keys(namespace: str, id_: str, run_id: str) -> tuple[str, str]:
+    """The key of an execution's row, and the prefix of the rows of its machines."""
+    name = f"{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+    return f"e/{name}", f"n/{name}/"
 
 
 def parse_execution_key(key: str) -> tuple[str, str, str]:
@@ -96,7 +103,7 @@ def parse_execution_key(key: str) -> tuple[str, str, str]:
 
 def node_prefix(namespace: str, id_: str, run_id: str) -> str:
     """Prefix of the rows of machines; by itself the key of the root."""
-    return f"n/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/"
+    return execution_keys(namespace, id_, run_id)[1]
 
 
 def segment(type_id: int, id_: str) -> str:

@@ -16,8 +16,7 @@ from hsm.task import Task
 from hsm.tree import MissingPart, Node
 from persistence.executions import (
     AFTER_SLASH,
-    execution_key,
-    node_prefix,
+    execution_keys,
     prefix_end,
 )
 from persistence.proto.execution_pb2 import ExecutionRow
@@ -70,8 +69,7 @@ class Execution:
     def __init__(self, key: ExecutionKey, partition: str, root: Node, row: ExecutionRow) -> None:
         self.key = key
         self.partition = partition
-        self.prefix = node_prefix(*key)
-        self.row_key = execution_key(*key)
+        self.row_key, self.prefix = execution_keys(*key)
         self.etag: str | None = None
         self.history: tuple[VersionedTransition, ...] = ()
         self.root = root
@@ -109,8 +107,7 @@ async def load_execution(
         ExecutionNotFoundError: there is no such run.
         SerializationError: a row cannot be decoded; names its key.
     """
-    row_key = execution_key(*key)
-    prefix = node_prefix(*key)
+    row_key, prefix = execution_keys(*key)
     found = await store.get(GetRequest(partition=partition, key=row_key))
     while True:
         if found.data is None:

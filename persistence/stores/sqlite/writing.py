@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Decision, Slot, Transaction, decide
@@ -17,11 +17,10 @@ from persistence.stores.sqlite.failures import is_busy, is_data_error, is_full, 
 __all__ = ["Writer"]
 
 _ETAG_LENGTH: Final = 16
+_COLUMNS: Final = 6
 _MILLISECONDS: Final = 1000
 _CLEANUP_ROWS: Final = 1000
 _CLEANUP_SLACK_MILLISECONDS: Final = 100
-
-_Row: TypeAlias = tuple[str, str, str, int | None, str | None, bytes]
 
 
 class Writer:
@@ -108,25 +107,25 @@ class Writer:
         return stored
 
     def _write(self, decision: Decision, now: int) -> None:
-        rows: list[_Row] = []
-        deleted: list[Slot] = []
-        for slot, (write, etag) in decision.writes.items():
+        written: list[str | int | bytes | None] = []
+        deleted: list[str] = []
+        for (partition, key), (write, etag) in decision.writes.items():
             _, value, ttl_seconds, content_type = write
             if value is None:
-                deleted.append(slot)
+                deleted += (partition, key)
             else:
                 expires = None if ttl_seconds is None else now + ttl_seconds * _MILLISECONDS
-                rows.append((*slot, etag, expires, content_type, value))
+                written += (partition, key, etag, expires, content_type, value)
         start = 0
-        for size in sql.chunk_sizes(len(rows)):
-            parameters = tuple(chain.from_iterable(rows[start : start + size]))
-            start += size
-            self._connection.execute(sql.upsert(size), parameters)
+        for rows in sql.chunk_sizes(len(written) // _COLUMNS):
+            end = start + rows * _COLUMNS
+            self._connection.execute(sql.upsert(rows), written[start:end])
+            start = end
         start = 0
-        for size in sql.chunk_sizes(len(deleted), sql.LARGEST_DELETE):
-            keys = tuple(chain.from_iterable(deleted[start : start + size]))
-            start += size
-            self._connection.execute(sql.delete(size), keys)
+        for rows in sql.chunk_sizes(len(deleted) // 2, sql.LARGEST_DELETE):
+            end = start + rows * 2
+            self._connection.execute(sql.delete(rows), deleted[start:end])
+            start = end
 
     def _commit(self) -> None:
         try:
