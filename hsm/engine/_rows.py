@@ -204,14 +204,20 @@ def write_ref(message: StateMachineRef, ref: Ref) -> None:
     """Put a reference into a message; the execution stands beside it."""
     for key in ref.path:
         message.path.add(type=key.type, id=key.id)
-    version = ref.execution_version
-    message.mutable_state_namespace_failover_version = version.failover_version
-    message.mutable_state_transition_count = version.transition_count
+    failover_version, transition_count = ref.execution_version
+    if failover_version:
+        message.mutable_state_namespace_failover_version = failover_version
+    message.mutable_state_transition_count = transition_count
     message.machine_transition_count = ref.transition_count
-    message.machine_initial_version.failover_version = ref.initial_version.failover_version
-    message.machine_initial_version.max_transition_count = ref.initial_version.transition_count
-    message.machine_last_update_version.failover_version = ref.last_update_version.failover_version
-    message.machine_last_update_version.max_transition_count = ref.last_update_version.transition_count
+    _write_version(message.machine_initial_version, ref.initial_version)
+    _write_version(message.machine_last_update_version, ref.last_update_version)
+
+
+def _write_version(message: VersionMessage, version: VersionedTransition) -> None:
+    failover_version, transition_count = version
+    if failover_version:
+        message.failover_version = failover_version
+    message.max_transition_count = transition_count
 
 
 def task_row(pending: StateMachineTask, ref: Ref) -> TaskRow:

@@ -72,6 +72,9 @@ class Worker:
         """Run a task once. It is out of the dispatcher, or waiting in it, when this returns."""
         try:
             error = await self._execute(task)
+            if error is None and task.spent:
+                self._forget(task)
+                return
             await self._conclude(task, error)
         except asyncio.CancelledError as cancelled:
             if not self._dispatcher.started:

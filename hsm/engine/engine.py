@@ -322,10 +322,10 @@ class Engine:
         return self._options.concurrency_of(namespace, group, destination or "") or self._options.concurrency
 
     def _committed(self, execution: Execution, commit: Commit) -> None:
-        watchers = self._watchers.pop(execution.key, None)
-        for watcher in watchers or ():
-            if not watcher.done():
-                watcher.set_result(None)
+        if self._watchers:
+            for watcher in self._watchers.pop(execution.key, ()):
+                if not watcher.done():
+                    watcher.set_result(None)
         if not self._run_tasks:
             return
         for task_id in commit.withdrawn:
