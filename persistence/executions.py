@@ -5,8 +5,8 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | key | row |
 |---|---|
 | `c/<namespace>/<id>` | current run of an id |
-| `e/<namespace>/<id>/<run>` | an execution: its version, and what listings show |
-| `n/<namespace>/<id>/<run>/<type:id>/...` | one machine; the root's key ends after the run |
+| `e/<namespace>/<id>/<run>` | an execution: its version, what listings show, and the root machine |
+| `n/<namespace>/<id>/<run>/<type:id>/...` | one machine below the root |
 | `t/<due>/<task>` | timer, `due` in nanoseconds with 20 digits |
 | `o/<namespace>/<group>/<destination>/<task>` | outbound task |
 | `i/<namespace>/<group>/<task>` | immediate task |
@@ -102,7 +102,7 @@ def parse_execution_key(key: str) -> tuple[str, str, str]:
 
 
 def node_prefix(namespace: str, id_: str, run_id: str) -> str:
-    """Prefix of the rows of machines; by itself the key of the root."""
+    """Prefix of the rows of the machines below the root."""
     return execution_keys(namespace, id_, run_id)[1]
 
 

@@ -197,6 +197,8 @@ class _Planner:
             )
         row.next_ordinal = state.next_ordinal
         if root_changed:
+            row.root.Clear()
+            execution.root._write_row(row.root)
             data = execution.root.data(object)
             lifecycle = lifecycle_of(data)
             row.state = state_name(data)
@@ -207,13 +209,14 @@ class _Planner:
                 row.status = _COMPLETED if lifecycle is Lifecycle.COMPLETED else _FAILED
                 row.close_nanos = row.close_nanos or self.now_nanos
         self.commit.set_row(row)
-        self.operations.append(
+        self.operations.insert(
+            0,
             SetRequest(
                 partition=self.partition,
                 key=execution.row_key,
                 value=row.SerializeToString(),
                 etag=execution.etag,
-            )
+            ),
         )
 
     def new_task(
@@ -350,7 +353,6 @@ def plan(
         holder = _holder(execution.root, claim)
         if holder is not None:
             changed[holder] = None
-    planner.execution_row(root_changed=execution.root in changed)
     if claimed and claim is not None:
         operations.append(DeleteRequest(partition=claim.partition, key=claim.key, etag=claim.etag))
     elif claim is not None:
@@ -369,9 +371,11 @@ def plan(
         for node, tasks in pending.items():
             commit.set_tasks(node, tasks)
         for node in changed:
-            message = StateMachineNode()
-            node._write_row(message)
-            planner.write(execution.prefix + row_segments(node.path), message.SerializeToString())
+            if node is not execution.root:
+                message = StateMachineNode()
+                node._write_row(message)
+                planner.write(execution.prefix + row_segments(node.path), message.SerializeToString())
+        planner.execution_row(root_changed=execution.root in changed)
     except BaseException:
         commit.revert()
         raise

@@ -123,16 +123,10 @@ async def load_execution(
     table = RowTable(prefix)
     complete = len(first) <= limit
     table.add_first(first, complete=complete)
-    root_message = table.root()
-    if root_message is None:
-        raise SerializationError(f"the row {prefix!r}, the root of an execution, is missing")
-    root = Node._from_source(
-        registry,
-        row.root_type,
-        root_message,
-        table.source("", root_message.ordinal),
-        row.next_ordinal,
-    )
+    if not row.HasField("root"):
+        raise SerializationError(f"the row {row_key!r} holds no root machine")
+    source = table.source("", row.root.ordinal)
+    root = Node._from_source(registry, row.root_type, row.root, source, row.next_ordinal)
     root._state.sealed = True
     execution = Execution(key, partition, root, row)
     execution.table = table

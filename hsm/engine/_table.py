@@ -30,7 +30,7 @@ def row_path(segments: str) -> tuple[Key, ...]:
 
 
 class RowTable:
-    """Rows by the part of their key that follows the tree's prefix; the root's is "".
+    """The rows below the root, by the part of their key that follows the tree's prefix.
 
     Attributes:
         complete: every row of the tree has been read.
@@ -68,10 +68,6 @@ class RowTable:
             self._subtrees.add(segments + "/")
         else:
             self.complete = True
-
-    def root(self) -> StateMachineNode | None:
-        """The root's message."""
-        return self._message("")
 
     def source(self, segments: str, ordinal: int) -> ChildSource:
         """The children of a node."""

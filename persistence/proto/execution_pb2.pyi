@@ -85,7 +85,7 @@ global___CurrentRun = CurrentRun
 @typing.final
 class ExecutionRow(google.protobuf.message.Message):
     """The row on which all writers of an execution agree: each commit checks its etag and writes it anew. It
-    stays small, and holds what listings show.
+    holds what listings show, and is the row of the root machine, too: most transitions change that anyway.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -98,6 +98,7 @@ class ExecutionRow(google.protobuf.message.Message):
     START_NANOS_FIELD_NUMBER: builtins.int
     CLOSE_NANOS_FIELD_NUMBER: builtins.int
     START_REQUEST_ID_FIELD_NUMBER: builtins.int
+    ROOT_FIELD_NUMBER: builtins.int
     next_ordinal: builtins.int
     """Greater than every ordinal that the tree has ever used."""
     root_type: builtins.int
@@ -111,6 +112,8 @@ class ExecutionRow(google.protobuf.message.Message):
     def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.VersionedTransition]:
         """The last transition of each failover version, oldest first; the last entry is the present one."""
 
+    @property
+    def root(self) -> persistence.proto.hsm_pb2.StateMachineNode: ...
     def __init__(
         self,
         *,
@@ -122,8 +125,10 @@ class ExecutionRow(google.protobuf.message.Message):
         start_nanos: builtins.int = ...,
         close_nanos: builtins.int = ...,
         start_request_id: builtins.str = ...,
+        root: persistence.proto.hsm_pb2.StateMachineNode | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "history", b"history", "next_ordinal", b"next_ordinal", "root_type", b"root_type", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["root", b"root"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "history", b"history", "next_ordinal", b"next_ordinal", "root", b"root", "root_type", b"root_type", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
 
 global___ExecutionRow = ExecutionRow
 

@@ -18,7 +18,7 @@ from persistence.proto.execution_pb2 import (
     ExecutionStatus,
     TaskRow,
 )
-from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
+from persistence.proto.hsm_pb2 import StateMachineTask
 
 STATUS = {
     Lifecycle.RUNNING: ExecutionStatus.EXECUTION_STATUS_RUNNING,
@@ -44,15 +44,13 @@ async def problems(url: str) -> list[str]:
 
 async def _problems_of_shard(store: EngineStore, partition: str) -> AsyncIterator[str]:
     rows = {item.key: item.value async for item in store.scan(partition, "", "")}
-    executions, nodes = set[str](), set[str]()
+    executions = set[str]()
     queued: Counter[str] = Counter()
     pending: dict[str, str] = {}
     for key, value in rows.items():
         letter, _, rest = key.partition("/")
         if letter == "e":
             executions.add(rest)
-        elif letter == "n":
-            nodes.add(rest.removesuffix("/"))
         elif letter == "c":
             run = f"{rest}/{CurrentRun.FromString(value).run_id}"
             if f"e/{run}" not in rows:
@@ -63,12 +61,10 @@ async def _problems_of_shard(store: EngineStore, partition: str) -> AsyncIterato
             queued[DeadLetterRow.FromString(value).task.task_id] += 1
         else:
             yield f"{key} is no row of an execution"
-    for run in sorted(executions ^ nodes):
-        yield f"{run} has only one of the rows of its execution and of its machine"
-    for run in sorted(executions & nodes):
-        node = StateMachineNode.FromString(rows[f"n/{run}/"])
-        callback = CallbackDefinition.deserialize(node.data)
+    for run in sorted(executions):
         execution = ExecutionRow.FromString(rows[f"e/{run}"])
+        node = execution.root
+        callback = CallbackDefinition.deserialize(node.data)
         if execution.state != callback.state.name or execution.status != STATUS[callback.lifecycle]:
             yield f"{run} is listed as {execution.state}, and is {callback.state.name}"
         if f"c/{run.rpartition('/')[0]}" not in rows:

@@ -154,7 +154,7 @@ async def test_undecodable_machine_is_dead_lettered_and_the_others_are_delivered
 ) -> None:
     async with receiver() as to, Database(f"sqlite:///{tmp_path}/deliveries.db") as database:
         await start(database, registry, to.urls[0], "a", "b", "c")
-        key = await database.overwrite("n/deliver/b/", b"\xff\xff")
+        key = await database.overwrite("e/deliver/b/", b"\xff\xff")
         write_lines(tmp_path / "deliveries.jsonl", {"id": "d", "url": f"{to.urls[0]}/d"})
         result = await hsm(*DELIVER, folder=tmp_path)
         assert to.ids == {"a": 1, "c": 1, "d": 1}

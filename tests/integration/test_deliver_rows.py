@@ -36,7 +36,6 @@ async def write_two(database: Database) -> None:
     [
         ("c/deliver/a", "is no current run"),
         ("e/deliver/a/", "names a run that is not there"),
-        ("n/deliver/a/", "has only one of the rows"),
         ("o/", "is in 0 queues"),
     ],
 )
@@ -64,7 +63,7 @@ async def test_machine_that_is_further_than_its_task_is_found(tmp_path: Path) ->
     url = f"sqlite:///{tmp_path}/deliveries.db"
     async with Database(url) as database:
         await write_two(database)
-        partition, item = (await database.rows("n/deliver/a/"))[0]
+        partition, item = (await database.rows("e/deliver/a/"))[0]
         # The attempt is field 5 of the machine's data.
         value = item.value.replace(b"\x20\x02\x28\x01", b"\x20\x02\x28\x02")
         assert value != item.value

@@ -12,7 +12,8 @@ from typing import Final, Self
 import persistence
 from hsm import ExecutionKey, Key
 from hsm.engine._table import row_path
-from persistence.executions import node_prefix, prefix_end
+from persistence.executions import execution_key, node_prefix, prefix_end
+from persistence.proto.execution_pb2 import ExecutionRow
 from persistence.proto.hsm_pb2 import StateMachineNode
 from persistence.store import DeleteRequest, EngineStore, Item, SetRequest
 
@@ -77,6 +78,8 @@ class Database:
         for _, item in rows:
             if item.key.startswith("n/"):
                 expected |= {task.id for task in StateMachineNode.FromString(item.value).tasks}
+            if item.key.startswith("e/"):
+                expected |= {task.id for task in ExecutionRow.FromString(item.value).root.tasks}
         assert expected - queue - dead == set(), "tasks that nobody will run"
         assert queue - expected == set(), "queue rows that no machine knows"
         assert queue & dead == set(), "tasks both waiting and dead"
@@ -84,7 +87,8 @@ class Database:
     async def tree(self, key: ExecutionKey) -> dict[tuple[Key, ...], StateMachineNode]:
         """The rows of one execution, by path; dead ones too."""
         prefix = node_prefix(*key)
-        return {
+        ((_, own),) = await self.rows(execution_key(*key))
+        return {(): ExecutionRow.FromString(own.value).root} | {
             row_path(item.key[len(prefix) :]): StateMachineNode.FromString(item.value)
             for _, item in await self.rows()
             if prefix <= item.key < prefix_end(prefix)

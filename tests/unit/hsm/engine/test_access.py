@@ -243,7 +243,7 @@ async def test_commit_is_one_transaction_with_the_execution_first(world: World, 
     (operations,) = multis
     assert operations[0].etag
     assert [operation.key[:2] for operation in operations].count("o/") == 2
-    assert [operation.key[:2] for operation in operations].count("n/") == 2
+    assert [operation.key[:2] for operation in operations].count("n/") == 1
     assert not any(isinstance(operation, (CheckRequest, DeleteRequest)) for operation in operations)
 
 

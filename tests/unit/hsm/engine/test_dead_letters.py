@@ -125,7 +125,7 @@ async def test_task_row_with_undecodable_payload_or_wrong_kind_is_dead_lettered(
 async def test_undecodable_machine_is_named_and_harms_no_other(world: World, database: Database) -> None:
     async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
         ref = await started(engine, "poisoned", Soon("never"))
-        key = await database.overwrite("n/", b"\xff\xff garbage")
+        key = await database.overwrite("e/", b"\xff\xff garbage")
         good = await started(engine, "good", Soon("fine"))
 
     async with TestEngine(world.registry, database.store) as engine:
