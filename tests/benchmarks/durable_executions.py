@@ -69,7 +69,9 @@ def measure(size: Size) -> list[Table]:
     first = Line("hsm", _rate(own))
     peers = [first]
     peers.extend(
-        Line(peer, _rate(rates), median_ratio(own, rates), at_least(50)) for peer, rates in figures.items()
+        # DBOS leaves SQLite in its default mode; in WAL mode it is shown for whoever would set that.
+        Line(peer, _rate(rates), median_ratio(own, rates), None if "WAL" in peer else at_least(50))
+        for peer, rates in figures.items()
     )
     store = [
         first,
