@@ -6,6 +6,7 @@ import builtins
 import functools
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar, cast, overload
 
 import attrs
@@ -185,6 +186,7 @@ def _fields(data: bytes) -> dict[str, object]:
     if not isinstance(fields, dict):
         # An empty list would pass for an object that has all its defaults.
         raise TypeError(f"a JSON object is expected, not a {type(fields).__name__}")
+    # JSON has no other keys than text.
     return cast("dict[str, object]", fields)
 
 
@@ -207,8 +209,6 @@ def _converter() -> Any:  # cattrs' converter; cattrs is an extra
         raise ImportError(
             "codecs for attrs classes need cattrs: pip install 'hsm-toolkit[attrs-codec]'"
         ) from error
-    from datetime import timedelta  # noqa: PLC0415
-
     converter = make_converter()
     converter.register_unstructure_hook(timedelta, lambda value: value // timedelta(microseconds=1))
     converter.register_structure_hook(timedelta, lambda value, _: timedelta(microseconds=value))

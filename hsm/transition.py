@@ -137,6 +137,7 @@ class transitions(Generic[MachineT_co]):  # noqa: N801 - reads as a word: `order
         self: transitions[HasState[StateT]], sources: Iterable[StateT], destination: StateT
     ) -> Transition[StateT, MachineT_co, None]:
         """The transition that only changes the state. Its event is None."""
+        # As in `move`.
         machine = cast("type[MachineT_co]", self._machine)
         return Transition(sources, destination, _nothing_more, machine=machine, name="change")
 

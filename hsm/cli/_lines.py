@@ -137,6 +137,7 @@ def _members(number: int, line: bytes) -> dict[str, object]:
         raise MalformedLineError(number, "it is nested too deeply") from error
     if not isinstance(value, dict):
         raise MalformedLineError(number, f"it is not a JSON object: {line[:40].decode(errors='replace')!r}")
+    # JSON has no other keys than text.
     return cast("dict[str, object]", value)
 
 
@@ -172,6 +173,7 @@ def _headers(number: int, members: dict[str, object]) -> dict[str, str]:
     if not isinstance(value, dict):
         raise MalformedLineError(number, f"'headers' is not an object: {_excerpt(value)}")
     headers: dict[str, str] = {}
+    # JSON has no other keys than text.
     for name, text in cast("dict[str, object]", value).items():
         if not isinstance(text, str):
             raise MalformedLineError(number, f"the header {name!r} is not text: {_excerpt(text)}")

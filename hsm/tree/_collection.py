@@ -36,7 +36,7 @@ class Collection(Generic[DataT]):
         self._data_type = data_type
         self.type: int = type_id
 
-    def add(self, id: str, data: DataT) -> Node:  # noqa: A002 - the field is called id
+    def add(self, id: str, data: DataT) -> Node:
         """Add a child.
 
         Raises:
@@ -50,7 +50,7 @@ class Collection(Generic[DataT]):
             )
         return self._node.add_child(key, data)
 
-    def node(self, id: str) -> Node:  # noqa: A002
+    def node(self, id: str) -> Node:
         """A child.
 
         Raises:
@@ -58,17 +58,17 @@ class Collection(Generic[DataT]):
         """
         return self._node.child((Key(self.type, id),))
 
-    def data(self, id: str) -> DataT:  # noqa: A002
+    def data(self, id: str) -> DataT:
         """A child's data."""
         return self.node(id).data(self._data_type)
 
-    def transition(self, id: str, fn: Callable[[DataT], TransitionOutput | None]) -> None:  # noqa: A002
+    def transition(self, id: str, fn: Callable[[DataT], TransitionOutput | None]) -> None:
         """Transition a child; see `Node.transition`."""
         self.node(id).transition(self._data_type, fn)
 
     def apply(
         self: Collection[MachineT],
-        id: str,  # noqa: A002
+        id: str,
         transition: Transition[Any, MachineT, EventT],
         event: EventT,
     ) -> None:
@@ -82,7 +82,7 @@ class Collection(Generic[DataT]):
     def __len__(self) -> int:
         return sum(key.type == self.type for key in _children.child_keys(self._node))
 
-    def __contains__(self, id: object) -> bool:  # noqa: A002
+    def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and _children.has_child(self._node, Key(self.type, id))
 
     def __iter__(self) -> Iterator[str]:
