@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any, Final
 
 from hsm.engine.clock import Clock, TimerHandle
-from hsm.engine.deadlines import DeadlineQueue
 
 __all__ = ["TimeLimits"]
 
@@ -22,7 +21,8 @@ class TimeLimits:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._deadlines: DeadlineQueue[asyncio.Task[Any]] = DeadlineQueue()
+        # No heap: few tasks run at once, and nearly all of them end long before anybody looks.
+        self._deadlines: dict[asyncio.Task[Any], int] = {}
         self._expired: set[asyncio.Task[Any]] = set()
         self._alarm: TimerHandle | None = None
         self._alarm_at = 0
@@ -31,13 +31,13 @@ class TimeLimits:
         """Cancel `run` after `duration`, unless `end` comes first."""
         nanos = duration // _MICROSECOND * _NANOS_PER_MICROSECOND
         deadline = self._clock.time_ns() + nanos
-        self._deadlines.put(run, deadline)
+        self._deadlines[run] = deadline
         if self._alarm is None or deadline < self._alarm_at:
             self._arm(deadline)
 
     def end(self, run: asyncio.Task[Any]) -> bool:
         """Whether `run` was cancelled for the time it took, and by nobody else."""
-        self._deadlines.discard(run)
+        self._deadlines.pop(run, None)
         if run not in self._expired:
             return False
         self._expired.discard(run)
@@ -57,9 +57,9 @@ class TimeLimits:
     def _wake(self) -> None:
         self._alarm = None
         now = self._clock.time_ns()
-        while (run := self._deadlines.pop_due(now)) is not None:
+        for run in [run for run, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[run]
             self._expired.add(run)
             run.cancel()
-        deadline = self._deadlines.next_deadline()
-        if deadline is not None:
-            self._arm(deadline)
+        if self._deadlines:
+            self._arm(min(self._deadlines.values()))
