@@ -131,7 +131,7 @@ class BatchedStore(BaseStore):
     """
 
     def __init__(self) -> None:
-        self._lane: Batcher | None = None
+        self._lanes: Sequence[Batcher] = ()
 
     async def multi(self, operations: Sequence[Operation]) -> str:
         """Carry out all operations or none; the etag of every row that was written ("" if none was).
@@ -144,16 +144,21 @@ class BatchedStore(BaseStore):
             TransactionTooLargeError: over `limits`.
             CommitOutcomeUnknownError: the commit broke off, and may have taken place.
         """
-        lane = self._lane
-        if lane is None:
+        lanes = self._lanes
+        if not lanes:
             raise StoreClosedError("the store is not open; use `async with`, or call `init`")
         if not operations:
             return ""
-        return await lane.submit(prepare(operations, self.limits))
+        transaction = prepare(operations, self.limits)
+        lane = lanes[0] if len(lanes) == 1 else lanes[hash(transaction.partition) % len(lanes)]
+        return await lane.submit(transaction)
 
-    def start_lanes(self, begin: BeginCommit) -> None:
-        """Begin to accept transactions; `begin` carries out a batch (what it may raise: see `Batcher`)."""
-        self._lane = Batcher(begin)
+    def start_lanes(self, *begins: BeginCommit) -> None:
+        """Begin to accept transactions, each lane carrying out its batches by one of `begins`.
+
+        All transactions of a partition go through the same lane. What a commit may raise: see `Batcher`.
+        """
+        self._lanes = [Batcher(begin) for begin in begins]
 
     def check_lanes(self) -> None:
         """Return if transactions are accepted.
@@ -161,13 +166,12 @@ class BatchedStore(BaseStore):
         Raises:
             StoreBrokenError: a commit died earlier.
         """
-        if self._lane is not None:
-            self._lane.check()
+        for lane in self._lanes:
+            lane.check()
 
     async def drain_lanes(self) -> None:
         """Refuse new transactions, and return when the accepted ones are through."""
-        if self._lane is not None:
-            await self._lane.drain()
+        await asyncio.gather(*(lane.drain() for lane in self._lanes))
 
 
 async def _bounded(

@@ -24,6 +24,7 @@ from persistence.store import (
     ABSENT,
     CheckRequest,
     Concurrency,
+    Consistency,
     DeleteRequest,
     Limits,
     Operation,
@@ -54,9 +55,10 @@ class Transaction:
         conditions: what must hold of the state before the transaction.
         writes: in order; a later one of a key replaces an earlier one.
         size: bytes of keys and values.
+        strong: a request asks for strong consistency: its replicas shall have the write, too.
     """
 
-    __slots__ = ("conditions", "partition", "size", "writes")
+    __slots__ = ("conditions", "partition", "size", "strong", "writes")
 
     def __init__(
         self, partition: str, conditions: Sequence[Condition], writes: Sequence[Write], size: int
@@ -65,6 +67,7 @@ class Transaction:
         self.conditions: Sequence[Condition] = conditions
         self.writes: Sequence[Write] = writes
         self.size: int = size
+        self.strong: bool = False
 
 
 class Decision(NamedTuple):
@@ -144,6 +147,7 @@ def prepare(operations: Sequence[Operation], limits: Limits) -> Transaction:
     conditions: list[Condition] = []
     writes: list[Write] = []
     size = 0
+    strong = False
     for operation in operations:
         key = operation.key
         if operation.partition != partition:
@@ -162,6 +166,8 @@ def prepare(operations: Sequence[Operation], limits: Limits) -> Transaction:
         size += partition_bytes + key_bytes
         if isinstance(operation, SetRequest):
             size += _prepare_set(operation, slot, limits, conditions, writes)
+            if operation.options is not _DEFAULT_SET and operation.options.consistency is Consistency.STRONG:
+                strong = True
         elif isinstance(operation, CheckRequest):
             expected = operation.etag
             if expected is ABSENT:
@@ -171,11 +177,15 @@ def prepare(operations: Sequence[Operation], limits: Limits) -> Transaction:
                 conditions.append((slot, expected))
         else:
             _prepare_delete(operation, slot, conditions, writes)
+            if operation.options.consistency is Consistency.STRONG:
+                strong = True
     if size > limits.transaction_bytes:
         raise TransactionTooLargeError(
             f"a transaction of {size} bytes; at most {limits.transaction_bytes} are possible"
         )
-    return Transaction(partition, conditions, writes, size)
+    transaction = Transaction(partition, conditions, writes, size)
+    transaction.strong = strong
+    return transaction
 
 
 def _prepare_set(

@@ -8,13 +8,16 @@ import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
+from persistence.backends import MEMORY
 from persistence.base import BaseStore
 from persistence.decision import Slot, Transaction, Write, decide, new_etags, prepare
-from persistence.errors import StoreClosedError
+from persistence.errors import InvalidRequestError, StoreClosedError
 from persistence.like import check_keys_like, encode_token
 from persistence.options import check_key, check_partition, check_prefix, check_text, prefix_end
 from persistence.paging import Page, Window, expiry_metadata, read_pages, scan_window
+from persistence.settings import split_url
 from persistence.store import (
     Change,
     Feature,
@@ -29,12 +32,8 @@ from persistence.store import (
 )
 from persistence.watching import Watch
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "from_url"]
 
-_FEATURES: Final = frozenset(Feature)
-_LIMITS: Final = Limits(
-    operations=10_000, transaction_bytes=64 * 1024 * 1024, key_bytes=2048, value_bytes=16 * 1024 * 1024
-)
 _NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
 _PAGE_ROWS: Final = 500
 
@@ -64,12 +63,12 @@ class MemoryStore(BaseStore):
     @property
     def features(self) -> frozenset[Feature]:
         """Every feature there is."""
-        return _FEATURES
+        return MEMORY.features
 
     @property
     def limits(self) -> Limits:
         """What one request may hold: the same as in SQLite, so that tests here meet the same limits."""
-        return _LIMITS
+        return MEMORY.limits
 
     async def init(self, metadata: Metadata) -> None:  # noqa: ARG002  there is nothing to configure
         """Open the store.
@@ -117,7 +116,7 @@ class MemoryStore(BaseStore):
         data = self._live_data()
         if not operations:
             return ""
-        return data.commit(prepare(operations, _LIMITS), self._now())
+        return data.commit(prepare(operations, MEMORY.limits), self._now())
 
     def scan(
         self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False
@@ -290,3 +289,15 @@ def _named(name: str) -> _Data:
     if data is None:
         data = _shared[name] = _Data()
     return data
+
+
+def from_url(url: str) -> MemoryStore:
+    """A store for `memory://` or `memory://name`.
+
+    Raises:
+        InvalidRequestError: a path or an option is given.
+    """
+    parts, options = split_url(url)
+    if parts.path.strip("/") or options:
+        raise InvalidRequestError("a memory URL is memory:// or memory://name, without path and options")
+    return MemoryStore(unquote(parts.netloc))

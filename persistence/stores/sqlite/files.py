@@ -22,19 +22,22 @@ _OPEN_PAUSE_SECONDS: Final = 0.02
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 
 
-def open_writer(path: Path, *, busy_timeout: timedelta, open_timeout: timedelta) -> sqlite3.Connection:
-    """Open the file for writing, and make it if it does not exist.
+def open_writer(
+    path: Path, *, busy_timeout: timedelta, open_timeout: timedelta, create: bool = True
+) -> sqlite3.Connection:
+    """Open the file for writing; make it if it does not exist, and `create` says so.
 
     Raises:
         StoreCorruptError: it is no SQLite file, or somebody else's, or damaged, or of a newer version.
         StoreBusyError: somebody else holds it locked.
-        StoreUnavailableError: it or its directory cannot be used.
+        StoreUnavailableError: it or its directory cannot be used, or does not exist.
     """
     _check_path(path)
     deadline = time.monotonic() + open_timeout.total_seconds()
     while True:
         try:
-            _refuse_foreign(path)
+            if not _is_ours(path) and not create:
+                raise StoreUnavailableError(f"there is no database {path}")
             return _open_ours(path, busy_timeout)
         except sqlite3.Error as error:
             # Switching a fresh file to WAL fails at once, without the busy time-out, if another process
@@ -80,15 +83,15 @@ def _connect(path: Path, mode: str, busy_timeout: timedelta) -> sqlite3.Connecti
     )
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Look at an existing file without touching it."""
+def _is_ours(path: Path) -> bool:
+    """Look at a file without touching it: True if it has our schema, False if there is nothing yet."""
     # Only through SQLite: to open and close the file ourselves would drop the locks that other connections
     # of this process hold on it.
     try:
         if not path.stat().st_size:
-            return
+            return False
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise StoreUnavailableError(f"cannot read {path}: {error}") from error
     # Until the first checkpoint our mark stands in the WAL only.
@@ -98,7 +101,7 @@ def _refuse_foreign(path: Path) -> None:
     # changes it; without a log there is nothing that it could miss.
     connection = _connect(path, "ro" if has_log else "ro&immutable=1", timedelta())
     try:
-        _check_ownership(connection, path)
+        return _check_ownership(connection, path)
     finally:
         connection.close()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import re
 from collections.abc import Iterator
 from typing import Final
+
+from persistence.statements import named_statements, script
 
 __all__ = [
     "ANY_EXPIRED",
@@ -34,18 +34,10 @@ LARGEST_DELETE: Final = 64
 """Rows that one delete takes; its condition is as deep as it has rows, and SQLite bounds the depth."""
 
 
-def _read(name: str) -> str:
-    return importlib.resources.files("persistence.stores.sqlite").joinpath(name).read_text(encoding="utf-8")
+_PACKAGE: Final = "persistence.stores.sqlite"
+_QUERIES: Final = named_statements(_PACKAGE, "queries.sql")
 
-
-def _named_statements(text: str) -> dict[str, str]:
-    pieces = re.split(r"^-- :([a-z-]+)$", text, flags=re.MULTILINE)[1:]
-    return {name: statement.strip() for name, statement in zip(pieces[::2], pieces[1::2], strict=True)}
-
-
-_QUERIES: Final = _named_statements(_read("queries.sql"))
-
-SCHEMA: Final = tuple(statement.strip() for statement in _read("schema.sql").split(";\n"))
+SCHEMA: Final = script(_PACKAGE, "schema.sql")
 ANY_EXPIRED: Final = _QUERIES["any-expired"]
 CLAIM_CLEANUP: Final = _QUERIES["claim-cleanup"]
 DELETE_EXPIRED: Final = _QUERIES["delete-expired"]

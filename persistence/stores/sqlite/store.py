@@ -8,16 +8,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import attrs
 
+from persistence.backends import SQLITE
 from persistence.base import BatchedStore
 from persistence.batcher import Finish
+from persistence.cleaning import Cleaner
 from persistence.decision import Transaction, new_etags
-from persistence.errors import StoreClosedError
+from persistence.errors import InvalidRequestError, StoreClosedError
 from persistence.like import check_keys_like, encode_token
 from persistence.options import check_key, check_partition, check_prefix, prefix_end
 from persistence.paging import Page, Window, read_pages, scan_window
+from persistence.settings import split_url
 from persistence.store import (
     Feature,
     GetRequest,
@@ -28,19 +32,14 @@ from persistence.store import (
     Limits,
     Metadata,
 )
-from persistence.stores.sqlite.cleaning import Cleaner
 from persistence.stores.sqlite.files import open_writer
 from persistence.stores.sqlite.reading import SHORT_PAGE_ROWS, Reader
 from persistence.stores.sqlite.settings import SqliteOptions
 from persistence.stores.sqlite.worker import Worker
 from persistence.stores.sqlite.writing import Writer
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "from_url"]
 
-_FEATURES: Final = frozenset(Feature) - {Feature.WATCH}
-_LIMITS: Final = Limits(
-    operations=10_000, transaction_bytes=64 * 1024 * 1024, key_bytes=2048, value_bytes=16 * 1024 * 1024
-)
 _NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
 _LONG_PAGE_ROWS: Final = 1000
 
@@ -87,12 +86,12 @@ class SqliteStore(BatchedStore):
     @property
     def features(self) -> frozenset[Feature]:
         """Everything but WATCH."""
-        return _FEATURES
+        return SQLITE.features
 
     @property
     def limits(self) -> Limits:
         """What one request may hold."""
-        return _LIMITS
+        return SQLITE.limits
 
     async def init(self, metadata: Metadata) -> None:
         """Open the file, and make it if it does not exist; the properties of `metadata` are `SqliteOptions`.
@@ -123,6 +122,7 @@ class SqliteStore(BatchedStore):
                     self._path,
                     busy_timeout=options.busy_timeout,
                     open_timeout=options.open_timeout,
+                    create=options.create,
                 )
             )
             writer = Writer(connection, self._path, self._now)
@@ -235,3 +235,21 @@ class SqliteStore(BatchedStore):
 
     def _now(self) -> int:
         return self._clock() // _NANOSECONDS_PER_MILLISECOND
+
+
+def from_url(url: str) -> SqliteStore:
+    """A store for `sqlite:///relative.db` or `sqlite:////absolute.db`; the query holds `SqliteOptions`.
+
+    Raises:
+        InvalidRequestError: the URL names no file, or holds an unknown option.
+    """
+    parts, options = split_url(url)
+    if parts.netloc:
+        raise InvalidRequestError(
+            "a sqlite URL has three slashes before a relative path and four before an absolute one: "
+            "sqlite:///relative.db, sqlite:////absolute.db"
+        )
+    path = unquote(parts.path.removeprefix("/"))
+    if path in {"", ":memory:"}:
+        raise InvalidRequestError("a sqlite URL names a file; use memory:// for a store in memory")
+    return SqliteStore(path, options=SqliteOptions().changed(options))

@@ -97,7 +97,7 @@ def test_memory_takes_neither_path_nor_options(url: str) -> None:
         connect(url)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "postgresql", "nonsense"])
+@pytest.mark.parametrize("scheme", ["oracle", "postgresql", "nonsense"])
 def test_unknown_scheme_names_the_known_ones_and_no_password(scheme: str) -> None:
     with pytest.raises(UnknownSchemeError, match=rf"'{scheme}'.*memory, sqlite") as unknown:
         connect(f"{scheme}://user:secret@host/database")

@@ -18,7 +18,7 @@ class Cleaner:
     def __init__(self, clean: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
         self._clean = clean
         self._interval_seconds = interval_seconds
-        self._task = asyncio.create_task(self._run(), name="sqlite cleaner")
+        self._task = asyncio.create_task(self._run(), name="cleaner of expired rows")
 
     async def _run(self) -> None:
         while True:

@@ -1,0 +1,117 @@
+"""Point reads that share round trips: whatever is asked for while a query runs becomes the next query."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from persistence.decision import Slot
+from persistence.errors import PersistenceError, StoreClosedError
+from persistence.store import GetResponse
+
+__all__ = ["Gatherer", "ReadRows"]
+
+ReadRows: TypeAlias = Callable[[Sequence[Slot]], Awaitable[Mapping[Slot, GetResponse]]]
+"""Reads rows at once; slots that are absent or expired are left out of the answer."""
+
+_MAX_SLOTS: Final = 1000
+_ABSENT: Final = GetResponse()
+
+
+class Gatherer:
+    """Gathers reads of single rows into queries, at most `parallel` of them at a time.
+
+    A query begins after every read it serves was asked for, so that a caller sees what it has written
+    before. There is no linger timer. A query that fails fails its readers, and nobody else.
+
+    It belongs to the event loop that runs when it is made.
+    """
+
+    def __init__(self, read: ReadRows, *, parallel: int = 2) -> None:
+        self._read = read
+        self._parallel = parallel
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[Slot, asyncio.Future[GetResponse]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        self._closed = False
+
+    async def get(self, slot: Slot) -> GetResponse:
+        """Read one row.
+
+        Raises:
+            StoreClosedError: the gatherer is closed.
+            PersistenceError: whatever the query raised.
+        """
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        future = self._waiting.get(slot)
+        if future is None:
+            future = self._waiting[slot] = self._loop.create_future()
+            self._schedule()
+        # Shielded, as several callers may wait for one row, and one of them may go away.
+        return await asyncio.shield(future)
+
+    async def drain(self) -> None:
+        """Refuse new reads, and return when the accepted ones are answered."""
+        self._closed = True
+        while self._waiting or self._running:
+            self._start()
+            await asyncio.wait(self._running)
+
+    def _schedule(self) -> None:
+        if not self._scheduled and len(self._running) < self._parallel:
+            self._scheduled = True
+            # Not at once: the other tasks that are ready to run may want to share the query.
+            self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        if not self._waiting or len(self._running) >= self._parallel:
+            return
+        if len(self._waiting) <= _MAX_SLOTS:
+            taken, self._waiting = self._waiting, {}
+        else:
+            slots = list(self._waiting)[:_MAX_SLOTS]
+            taken = {slot: self._waiting.pop(slot) for slot in slots}
+        task = self._loop.create_task(self._answer(taken))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        if self._waiting:
+            self._schedule()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._waiting:
+            self._schedule()
+
+    async def _answer(self, taken: Mapping[Slot, asyncio.Future[GetResponse]]) -> None:
+        try:
+            rows = await self._read(list(taken))
+        except Exception as error:  # noqa: BLE001  it is the readers' affair
+            for future in taken.values():
+                _fail(future, error)
+        except BaseException:
+            # The program is ending and cancels every task there is.
+            for future in taken.values():
+                future.cancel()
+            raise
+        else:
+            for slot, future in taken.items():
+                if not future.done():
+                    future.set_result(rows.get(slot, _ABSENT))
+
+
+def _fail(future: asyncio.Future[GetResponse], error: Exception) -> None:
+    if future.done():
+        return
+    if isinstance(error, PersistenceError):
+        # To each its own, as raising one error in many tasks tangles its traceback.
+        duplicate = copy.copy(error)
+        duplicate.__cause__ = error.__cause__
+        error = duplicate
+    future.set_exception(error)
+    # A caller cancelled between now and its wake-up never looks; that is no reason to log.
+    future.exception()

@@ -1,0 +1,176 @@
+"""What stores on a database server have in common: one life, reads that share round trips, scans in pages."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from persistence.base import BatchedStore
+from persistence.decision import Slot
+from persistence.errors import StoreClosedError
+from persistence.gathering import Gatherer
+from persistence.like import check_keys_like, encode_token
+from persistence.options import check_key, prefix_end
+from persistence.paging import Page, Window, read_pages, scan_window
+from persistence.store import (
+    Consistency,
+    GetRequest,
+    GetResponse,
+    Item,
+    KeysLikeRequest,
+    KeysLikeResponse,
+    Metadata,
+)
+
+__all__ = ["ServerStore"]
+
+_FIRST_PAGE_ROWS: Final = 100
+_PAGE_ROWS: Final = 1000
+
+
+class ServerStore(BatchedStore):
+    """The common part of stores on a server; a backend says how to connect, read rows and read pages.
+
+    `_open` ends with `start_lanes`; `_close` is called once, when nothing is under way any more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opening: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._ready = False
+        self._gatherer: Gatherer | None = None
+        self._eventual_gatherer: Gatherer | None = None
+
+    @abc.abstractmethod
+    async def _open(self, properties: Mapping[str, str]) -> None:
+        """Connect, see to the schema, start the lanes; leaves nothing behind if it raises."""
+
+    @abc.abstractmethod
+    async def _close(self) -> None:
+        """Release everything."""
+
+    @abc.abstractmethod
+    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:
+        """Read rows at once; absent and expired ones are left out. `eventual`: a replica's answer will do."""
+
+    @abc.abstractmethod
+    async def _read_page(self, window: Window, rows: int) -> Page:
+        """Read at most so many rows from the beginning of a window."""
+
+    @abc.abstractmethod
+    async def _ping(self) -> None:
+        """Return if the server answers."""
+
+    async def init(self, metadata: Metadata) -> None:
+        """Connect, and make the schema if it does not exist; the properties of `metadata` are options.
+
+        Raises:
+            InvalidRequestError: an unknown option, or a value that is none.
+            StoreCorruptError: what is there is not ours, or too new; it was left as it was.
+            StoreUnavailableError: the server cannot be reached, or refuses the credentials.
+            StoreClosedError: the store was closed before.
+        """
+        if self._closing is not None:
+            raise StoreClosedError(f"{self!r} was closed; make a new one")
+        if self._opening is None or (self._opening.done() and not self._ready):
+            self._opening = asyncio.create_task(self._open_once(metadata.properties))
+        # A caller that is cancelled leaves the opening to go on, so that `aclose` finds a whole store.
+        await asyncio.shield(self._opening)
+
+    async def _open_once(self, properties: Mapping[str, str]) -> None:
+        await self._open(properties)
+        self._gatherer = Gatherer(partial(self._read_rows, eventual=False))
+        self._eventual_gatherer = Gatherer(partial(self._read_rows, eventual=True))
+        self._ready = True
+
+    async def aclose(self) -> None:
+        """Commit what was accepted, and disconnect; a second call does nothing."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close_once())
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self) -> None:
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
+        if not self._ready:
+            return
+        await self.drain_lanes()
+        for gatherer in (self._gatherer, self._eventual_gatherer):
+            if gatherer is not None:
+                await gatherer.drain()
+        self._ready = False
+        await self._close()
+
+    def check_open(self) -> None:
+        """Return if the store is open.
+
+        Raises:
+            StoreClosedError: it is not.
+        """
+        if not self._ready:
+            raise StoreClosedError(f"{self!r} is not open; use `async with`, or call `init`")
+
+    async def ping(self) -> None:
+        """Return if the server answers and the store accepts writes.
+
+        Raises:
+            StoreBrokenError: a commit died earlier.
+            StoreUnavailableError: the server does not answer.
+        """
+        self.check_open()
+        self.check_lanes()
+        await self._ping()
+
+    async def get(self, request: GetRequest) -> GetResponse:
+        """Read one key; absent or expired is an empty response."""
+        self.check_open()
+        check_key(request.partition, request.key)
+        eventual = request.options.consistency is Consistency.EVENTUAL
+        gatherer = self._eventual_gatherer if eventual else self._gatherer
+        assert gatherer is not None  # it is open
+        return await gatherer.get((request.partition, request.key))
+
+    def scan(
+        self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False
+    ) -> AsyncIterator[Item]:
+        """Rows with start <= key < end in code-point order; "" is no bound."""
+        self.check_open()
+        window = scan_window(partition, start, end, limit=limit, reverse=reverse)
+        return read_pages(self._read_page, window, limit, first=_FIRST_PAGE_ROWS, following=_PAGE_ROWS)
+
+    async def _read_keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
+        """Keys of living rows from the beginning of a window, at most so many, and whether they were all.
+
+        Read with their values unless the backend knows better.
+        """
+        page = await self._read_page(window, rows)
+        return [item.key for item in page.items], page.last
+
+    async def keys_like(self, request: KeysLikeRequest) -> KeysLikeResponse:
+        """One page of the keys that match, in code-point order.
+
+        Raises:
+            KeysLikeEmptyPatternError: the pattern is empty.
+        """
+        self.check_open()
+        pattern, after = check_keys_like(request)
+        matches = pattern.matcher()
+        window = Window(request.partition, pattern.prefix, prefix_end(pattern.prefix), reverse=False)
+        if after >= pattern.prefix:
+            window = window.beyond(after) if after else window
+        found: list[str] = []
+        while True:
+            keys, last = await self._read_keys(window, _PAGE_ROWS)
+            for key in keys:
+                if matches(key):
+                    # One more than a page holds tells that there is another page.
+                    if len(found) == request.page_size:
+                        return KeysLikeResponse(tuple(found), encode_token(found[-1]))
+                    found.append(key)
+            if last or not keys:
+                return KeysLikeResponse(tuple(found))
+            window = window.beyond(keys[-1])

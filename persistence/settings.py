@@ -1,0 +1,125 @@
+"""Options as text: what stands in the query of a URL, or in the properties that `init` is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final, Self
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from persistence.errors import InvalidRequestError
+
+__all__ = ["Properties", "split_url"]
+
+_FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class Properties:
+    """Options by name. Each is read with its default; an option that nobody has asked for is an error.
+
+    Used as a context manager around the reading: `with Properties("etcd", texts) as properties: ...`.
+    """
+
+    def __init__(self, backend: str, texts: Mapping[str, str]) -> None:
+        self._backend = backend
+        self._texts = texts
+        self._known: set[str] = set()
+
+    def text(self, name: str, default: str) -> str:
+        """An option that is a text."""
+        self._known.add(name)
+        return self._texts.get(name, default)
+
+    def seconds(self, name: str, default: timedelta) -> timedelta:
+        """An option that is a time, given in seconds.
+
+        Raises:
+            InvalidRequestError: not a number, or negative.
+        """
+        self._known.add(name)
+        text = self._texts.get(name)
+        if text is None:
+            return default
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds <= timedelta.max.total_seconds():
+            raise InvalidRequestError(f"{self._backend} option {name}={text!r} is not a number of seconds")
+        return timedelta(seconds=seconds)
+
+    def whole(self, name: str, default: int, *, least: int = 0) -> int:
+        """An option that is a whole number.
+
+        Raises:
+            InvalidRequestError: not a whole number, or less than `least`.
+        """
+        self._known.add(name)
+        text = self._texts.get(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) >= least):
+            raise InvalidRequestError(
+                f"{self._backend} option {name}={text!r} is not a whole number of at least {least}"
+            )
+        return int(text)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """An option that is true or false.
+
+        Raises:
+            InvalidRequestError: neither.
+        """
+        self._known.add(name)
+        text = self._texts.get(name)
+        if text is None:
+            return default
+        if text.lower() not in _FLAGS:
+            raise InvalidRequestError(f"{self._backend} option {name}={text!r} is neither true nor false")
+        return _FLAGS[text.lower()]
+
+    def choice(self, name: str, default: str, choices: frozenset[str]) -> str:
+        """An option that is one of a few words.
+
+        Raises:
+            InvalidRequestError: another word.
+        """
+        text = self.text(name, default)
+        if text not in choices:
+            raise InvalidRequestError(
+                f"{self._backend} option {name}={text!r} is not one of {', '.join(sorted(choices))}"
+            )
+        return text
+
+    def rest(self) -> Mapping[str, str]:
+        """The options that were not read, for a client library that has options of its own."""
+        return {name: text for name, text in self._texts.items() if name not in self._known}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        unknown = sorted(self._texts.keys() - self._known)
+        if kind is None and unknown:
+            known = ", ".join(sorted(self._known))
+            raise InvalidRequestError(f"unknown {self._backend} option {unknown[0]!r}; known are {known}")
+
+
+def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
+    """The parts of a URL, and the options of its query.
+
+    Raises:
+        InvalidRequestError: it is no URL, or an option is given twice. No message quotes the URL, because it
+            may hold a password.
+    """
+    try:
+        parts = urlsplit(url, allow_fragments=False)
+        _ = parts.port  # parsed only when asked for
+    except ValueError as error:
+        raise InvalidRequestError(f"the URL of the store cannot be read: {error}") from None
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) != len(pairs):
+        raise InvalidRequestError(f"an option is given twice: {', '.join(name for name, _ in pairs)}")
+    return parts, options
