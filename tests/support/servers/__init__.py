@@ -1,0 +1,62 @@
+"""Real database servers for tests, benchmarks and crash scripts: started on loopback, killed, removed.
+
+with running("postgresql", durable=True) as server:
+    url = server.fresh_url()
+    server.kill()
+    server.start()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tests.support.servers._etcd import EtcdServer
+from tests.support.servers._mariadb import MariadbServer
+from tests.support.servers._postgresql import PostgresqlServer
+from tests.support.servers._process import MissingServerError, StartError
+from tests.support.servers._redis import RedisServer, find_redis, find_valkey
+from tests.support.servers._server import LocalServer, Options, Server
+
+__all__ = ["KINDS", "MissingServerError", "Server", "StartError", "running", "start_server"]
+
+_MAKERS: Final[dict[str, Callable[[Options], LocalServer]]] = {
+    "postgresql": PostgresqlServer,
+    "mariadb": MariadbServer,
+    "valkey": lambda options: RedisServer("valkey", find_valkey(tls=options.tls), options),
+    "redis": lambda options: RedisServer("redis", find_redis(), options),
+    "etcd": EtcdServer,
+}
+
+KINDS: Final = ("postgresql", "mariadb", "valkey", "redis", "valkey-cluster", "etcd")
+
+
+def start_server(
+    kind: str, *, durable: bool = False, tls: bool = False, password: str | None = None
+) -> Server:
+    """Start a server with nothing in it; it ends at the latest with this process.
+
+    Raises:
+        MissingServerError: it is not installed.
+        StartError: it does not start.
+    """
+    server = _MAKERS[kind](Options(durable, tls, password))
+    try:
+        server.start()
+    except BaseException:
+        server.destroy()
+        raise
+    return server
+
+
+@contextmanager
+def running(
+    kind: str, *, durable: bool = False, tls: bool = False, password: str | None = None
+) -> Iterator[Server]:
+    """A server for the time of a block."""
+    server = start_server(kind, durable=durable, tls=tls, password=password)
+    try:
+        yield server
+    finally:
+        server.destroy()
