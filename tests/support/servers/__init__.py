@@ -12,24 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from tests.support.servers._cluster import ValkeyCluster
 from tests.support.servers._etcd import EtcdServer
+from tests.support.servers._external import external_server
 from tests.support.servers._mariadb import MariadbServer
 from tests.support.servers._postgresql import PostgresqlServer
 from tests.support.servers._process import MissingServerError, StartError
 from tests.support.servers._redis import RedisServer, find_redis, find_valkey
-from tests.support.servers._server import LocalServer, Options, Server
+from tests.support.servers._server import Options, Server
 
 __all__ = ["KINDS", "MissingServerError", "Server", "StartError", "running", "start_server"]
 
-_MAKERS: Final[dict[str, Callable[[Options], LocalServer]]] = {
+_MAKERS: Final[dict[str, Callable[[Options], Server]]] = {
     "postgresql": PostgresqlServer,
     "mariadb": MariadbServer,
     "valkey": lambda options: RedisServer("valkey", find_valkey(tls=options.tls), options),
     "redis": lambda options: RedisServer("redis", find_redis(), options),
+    "valkey-cluster": ValkeyCluster,
     "etcd": EtcdServer,
 }
 
-KINDS: Final = ("postgresql", "mariadb", "valkey", "redis", "valkey-cluster", "etcd")
+KINDS: Final = tuple(_MAKERS)
 
 
 def start_server(
@@ -37,11 +40,17 @@ def start_server(
 ) -> Server:
     """Start a server with nothing in it; it ends at the latest with this process.
 
+    Without options it is the one that an environment variable names, if one does, which cannot be
+    controlled; see `Server.controllable`.
+
     Raises:
         MissingServerError: it is not installed.
         StartError: it does not start.
     """
-    server = _MAKERS[kind](Options(durable, tls, password))
+    options = Options(durable, tls, password)
+    if options == Options() and (external := external_server(kind)) is not None:
+        return external
+    server = _MAKERS[kind](options)
     try:
         server.start()
     except BaseException:

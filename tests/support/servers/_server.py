@@ -127,7 +127,7 @@ class LocalServer(Server):
         return [pid]
 
     def start(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             raise RuntimeError(f"{self.name} is running already")
         if self.port:
             self._start_again()
