@@ -97,16 +97,16 @@ def test_memory_takes_neither_path_nor_options(url: str) -> None:
         connect(url)
 
 
-@pytest.mark.parametrize("scheme", ["oracle", "postgresql", "nonsense"])
+@pytest.mark.parametrize("scheme", ["oracle", "nonsense"])
 def test_unknown_scheme_names_the_known_ones_and_no_password(scheme: str) -> None:
-    with pytest.raises(UnknownSchemeError, match=rf"'{scheme}'.*memory, sqlite") as unknown:
+    with pytest.raises(UnknownSchemeError, match=rf"'{scheme}'.*memory.*, sqlite") as unknown:
         connect(f"{scheme}://user:secret@host/database")
     assert "secret" not in str(unknown.value)
 
 
 @pytest.mark.parametrize("url", ["", "state.db", "//user:secret@host", "user:secret@host"])
 def test_url_without_a_scheme_names_the_known_ones_and_no_password(url: str) -> None:
-    with pytest.raises(UnknownSchemeError, match="memory, sqlite") as unknown:
+    with pytest.raises(UnknownSchemeError, match="memory.*, sqlite") as unknown:
         connect(url)
     assert "secret" not in str(unknown.value)
 
@@ -139,7 +139,7 @@ def test_third_party_that_lacks_its_client_library_is_told_apart(monkeypatch: py
     fake_entry_points(monkeypatch, mine="no_such_client_library:Store")
     with pytest.raises(UnknownSchemeError, match=r"'mine' cannot be imported.*no_such_client_library"):
         connect("mine://host")
-    with pytest.raises(UnknownSchemeError, match="memory, mine, sqlite"):
+    with pytest.raises(UnknownSchemeError, match="memory, mine, mysql"):
         connect("other://host")
 
 
