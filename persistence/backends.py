@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
 
 from persistence.store import Feature, Limits
 
-__all__ = ["BACKENDS", "ETCD", "MARIADB", "MEMORY", "POSTGRESQL", "REDIS", "SQLITE", "Backend"]
+__all__ = [
+    "BACKENDS",
+    "ETCD",
+    "MARIADB",
+    "MEMORY",
+    "POSTGRESQL",
+    "REDIS",
+    "SQLITE",
+    "Backend",
+    "backend_of",
+    "scheme_of",
+]
 
 _KIBIBYTE: Final = 1024
 _MEBIBYTE: Final = 1024 * 1024
@@ -114,3 +126,17 @@ ETCD: Final = Backend(
 
 BACKENDS: Final = (MEMORY, SQLITE, POSTGRESQL, MARIADB, REDIS, ETCD)
 """All of them."""
+
+_BY_SCHEME: Final[Mapping[str, Backend]] = {
+    scheme: backend for backend in BACKENDS for scheme in backend.schemes
+}
+
+
+def scheme_of(url: str) -> str:
+    """What stands before `://`, in lower case; "" if that is missing."""
+    return url.partition("://")[0].lower() if "://" in url else ""
+
+
+def backend_of(url: str) -> Backend | None:
+    """Which of our backends a URL is for; None if it is for none of them."""
+    return _BY_SCHEME.get(scheme_of(url))

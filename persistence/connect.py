@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
-from persistence.backends import BACKENDS, Backend
+from persistence.backends import BACKENDS, Backend, backend_of, scheme_of
 from persistence.errors import UnknownSchemeError
 from persistence.store import Store
 
@@ -15,10 +15,6 @@ __all__ = ["ENTRY_POINT_GROUP", "connect"]
 
 ENTRY_POINT_GROUP: Final = "persistence.stores"
 """Entry points of this group add schemes: the name is the scheme, the object a function from URL to store."""
-
-_BY_SCHEME: Final[Mapping[str, Backend]] = {
-    scheme: backend for backend in BACKENDS for scheme in backend.schemes
-}
 
 
 def connect(url: str) -> Store:
@@ -37,14 +33,15 @@ def connect(url: str) -> Store:
         InvalidRequestError: the URL is not one that the store understands.
     """
     # No message quotes the URL, because it may hold a password.
-    scheme = url.partition("://")[0].lower() if "://" in url else ""
-    backend = _BY_SCHEME.get(scheme)
+    backend = backend_of(url)
     if backend is not None:
         return _built_in(backend)(url)
+    scheme = scheme_of(url)
     installed = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     if scheme in installed.names:
         return _load(installed[scheme], url)
-    known = ", ".join(sorted({*_BY_SCHEME, *installed.names}))
+    built_in = {scheme for backend in BACKENDS for scheme in backend.schemes}
+    known = ", ".join(sorted(built_in | installed.names))
     if not scheme:
         raise UnknownSchemeError(f"the URL of a store begins with a scheme and `://`; known schemes: {known}")
     raise UnknownSchemeError(f"no store is installed for the scheme {scheme!r}; known schemes: {known}")

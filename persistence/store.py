@@ -31,6 +31,8 @@ __all__ = [
     "GetOptions",
     "GetRequest",
     "GetResponse",
+    "HasDurability",
+    "HasServerVersion",
     "Item",
     "KeysLikeRequest",
     "KeysLikeResponse",
@@ -445,6 +447,26 @@ class PrefixDeleteStore(Store, Protocol):
 @runtime_checkable
 class EngineStore(TransactionalStore, OrderedStore, Protocol):
     """What the engine needs of a store: ETAG, TRANSACTIONAL and SCAN."""
+
+
+@runtime_checkable
+class HasDurability(Protocol):
+    """An open store that says what its database can lose; not every store does."""
+
+    @property
+    def durability(self) -> str:
+        """What a crash of the database or of its machine can lose, as it is set up now; one sentence."""
+        ...
+
+
+@runtime_checkable
+class HasServerVersion(Protocol):
+    """An open store that says what it is connected to; not every store does."""
+
+    @property
+    def server_version(self) -> str:
+        """Name and version of the database, for people: `PostgreSQL 17.2`."""
+        ...
 
 
 StoreT = TypeVar("StoreT", bound=Store)

@@ -70,6 +70,11 @@ class MemoryStore(BaseStore):
         """What one request may hold: the same as in SQLite, so that tests here meet the same limits."""
         return MEMORY.limits
 
+    @property
+    def durability(self) -> str:
+        """What can be lost: everything."""
+        return "everything is lost with the process"
+
     async def init(self, metadata: Metadata) -> None:  # noqa: ARG002  there is nothing to configure
         """Open the store.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -92,6 +93,16 @@ class SqliteStore(BatchedStore):
     def limits(self) -> Limits:
         """What one request may hold."""
         return SQLITE.limits
+
+    @property
+    def durability(self) -> str:
+        """What can be lost: nothing, if the disk does what it is told."""
+        return "a commit is on the disk when it returns (WAL, synchronous=FULL): a crash loses none"
+
+    @property
+    def server_version(self) -> str:
+        """The version of the library that is linked to this Python."""
+        return f"SQLite {sqlite3.sqlite_version}"
 
     async def init(self, metadata: Metadata) -> None:
         """Open the file, and make it if it does not exist; the properties of `metadata` are `SqliteOptions`.
