@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import BinaryIO, Final, cast
@@ -126,11 +127,15 @@ def parse_line(number: int, line: bytes) -> Delivery:
 
 def _members(number: int, line: bytes) -> dict[str, object]:
     try:
-        value: object = json.loads(line.decode(), parse_constant=_refuse_constant)
+        value: object = json.loads(
+            line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats
+        )
     except UnicodeDecodeError as error:
         raise MalformedLineError(number, f"it is not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise MalformedLineError(number, f"it is not JSON: {error.msg} at column {error.colno}") from error
+    except _RepeatedMemberError as error:
+        raise MalformedLineError(number, str(error)) from None
     except ValueError as error:
         raise MalformedLineError(number, f"it is not JSON: {error}") from error
     except RecursionError as error:
@@ -139,6 +144,18 @@ def _members(number: int, line: bytes) -> dict[str, object]:
         raise MalformedLineError(number, f"it is not a JSON object: {line[:40].decode(errors='replace')!r}")
     # JSON has no other keys than text.
     return cast("dict[str, object]", value)
+
+
+class _RepeatedMemberError(Exception):
+    """A member of an object is there twice, and nobody knows which one is meant."""
+
+
+def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise _RepeatedMemberError(f"the member {repeated[:80]!r} is there twice")
+    return members
 
 
 def _refuse_constant(name: str) -> float:
