@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from tests.support.servers._cluster import ValkeyCluster
 from tests.support.servers._etcd import EtcdServer
@@ -21,7 +21,7 @@ from tests.support.servers._process import MissingServerError, StartError
 from tests.support.servers._redis import RedisServer, find_redis, find_valkey
 from tests.support.servers._server import Options, Server
 
-__all__ = ["KINDS", "MissingServerError", "Server", "StartError", "running", "start_server"]
+__all__ = ["KINDS", "MissingServerError", "Server", "ServerOptions", "StartError", "running", "start_server"]
 
 _MAKERS: Final[dict[str, Callable[[Options], Server]]] = {
     "postgresql": PostgresqlServer,
@@ -35,9 +35,16 @@ _MAKERS: Final[dict[str, Callable[[Options], Server]]] = {
 KINDS: Final = tuple(_MAKERS)
 
 
-def start_server(
-    kind: str, *, durable: bool = False, tls: bool = False, password: str | None = None
-) -> Server:
+class ServerOptions(TypedDict, total=False):
+    """What is asked of a server; see `Options`."""
+
+    durable: bool
+    tls: bool
+    password: str | None
+    own: bool
+
+
+def start_server(kind: str, **options: Unpack[ServerOptions]) -> Server:
     """Start a server with nothing in it; it ends at the latest with this process.
 
     Without options it is the one that an environment variable names, if one does, which cannot be
@@ -47,10 +54,10 @@ def start_server(
         MissingServerError: it is not installed.
         StartError: it does not start.
     """
-    options = Options(durable, tls, password)
-    if options == Options() and (external := external_server(kind)) is not None:
+    wanted = Options(**options)
+    if wanted == Options() and (external := external_server(kind)) is not None:
         return external
-    server = _MAKERS[kind](options)
+    server = _MAKERS[kind](wanted)
     try:
         server.start()
     except BaseException:
@@ -60,11 +67,9 @@ def start_server(
 
 
 @contextmanager
-def running(
-    kind: str, *, durable: bool = False, tls: bool = False, password: str | None = None
-) -> Iterator[Server]:
+def running(kind: str, **options: Unpack[ServerOptions]) -> Iterator[Server]:
     """A server for the time of a block."""
-    server = start_server(kind, durable=durable, tls=tls, password=password)
+    server = start_server(kind, **options)
     try:
         yield server
     finally:

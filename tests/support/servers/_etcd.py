@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import subprocess
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import attrs
 
 from tests.support.servers._process import MissingServerError, free_port, on_path
 from tests.support.servers._server import LocalServer, Options, query, random_name, user_info
@@ -64,33 +66,46 @@ class EtcdServer(LocalServer):
         return command
 
     def ready(self, pid: int) -> bool:
-        return bool(self._ask("/health")["health"] == "true")
+        return bool(self.gateway.call("/health")["health"] == "true")
 
     def set_up(self) -> None:
         if self.options.password is not None:
-            self.call("auth/user/add", name="root", password=self.options.password)
-            self.call("auth/user/grant", user="root", role="root")
-            self.call("auth/enable")
+            self.gateway.call("/v3/auth/user/add", {"name": "root", "password": self.options.password})
+            self.gateway.call("/v3/auth/user/grant", {"user": "root", "role": "root"})
+            self.gateway.call("/v3/auth/enable", {})
 
-    def call(self, method: str, **arguments: str) -> Any:
-        """One call of the server's API by its JSON gateway."""
-        return self._ask(f"/v3/{method}", json.dumps(arguments).encode())
+    @property
+    def gateway(self) -> Gateway:
+        return Gateway(self._base, self.ca_file)
 
     @property
     def _base(self) -> str:
         return f"{'https' if self.ca_file else 'http'}://127.0.0.1:{self.port}"
 
-    def _ask(self, path: str, body: bytes | None = None) -> Any:
+
+@attrs.frozen
+class Gateway:
+    """The server's API with JSON in place of gRPC, which takes no client."""
+
+    base: str
+    ca_file: Path | None
+    token: str | None = None
+
+    def call(self, path: str, arguments: Mapping[str, str] | None = None) -> Any:
+        """One call; a GET without arguments."""
+        body = None if arguments is None else json.dumps(arguments).encode()
+        headers = {} if self.token is None else {"Authorization": self.token}
         context = client_context(self.ca_file) if self.ca_file else None
         # No proxy that the environment may name stands between us and loopback.
         handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
-        with urllib.request.build_opener(*handlers).open(self._base + path, body, timeout=5) as answer:
+        request = urllib.request.Request(self.base + path, body, headers)
+        with urllib.request.build_opener(*handlers).open(request, timeout=5) as answer:
             return json.load(answer)
 
-
-def base64_text(text: str) -> str:
-    """Keys and values as the JSON gateway has them."""
-    return base64.b64encode(text.encode()).decode()
+    def as_root(self, password: str) -> Gateway:
+        """The same with a token of the user `root`."""
+        answer = self.call("/v3/auth/authenticate", {"name": "root", "password": password})
+        return attrs.evolve(self, token=answer["token"])
 
 
 def find_etcd() -> Path:

@@ -34,11 +34,12 @@ _QUOTED_BYTES: Final = 3000
 
 @attrs.frozen
 class Options:
-    """What is asked of a server: safe against a crash of the machine, encrypted, with a password."""
+    """What is asked of a server."""
 
-    durable: bool = False
+    durable: bool = False  # what it has acknowledged survives a crash of the machine
     tls: bool = False
     password: str | None = None
+    own: bool = False  # one that can be killed, whatever the environment names
 
 
 class Server(ABC):

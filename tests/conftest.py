@@ -1,0 +1,52 @@
+"""Real servers for tests: started when the first test asks, skipped where they are not installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Protocol, Unpack
+
+import pytest
+
+from tests.support.servers import MissingServerError, Server, ServerOptions, running
+
+
+class NewServer(Protocol):
+    """Starts a server."""
+
+    def __call__(self, kind: str, **options: Unpack[ServerOptions]) -> Server: ...
+
+
+@pytest.fixture(scope="session")
+def server_of() -> Iterator[Callable[[str], Server]]:
+    """The session's server of a kind. All tests share it: take a `fresh_url`, and leave it running."""
+    servers: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def server_of_kind(kind: str) -> Server:
+            if kind not in servers:
+                servers[kind] = _start(stack, kind)
+            return servers[kind]
+
+        yield server_of_kind
+
+
+@pytest.fixture
+def new_server() -> Iterator[NewServer]:
+    """Starts servers for one test alone, which it may kill."""
+    with ExitStack() as stack:
+
+        def start(kind: str, **options: Unpack[ServerOptions]) -> Server:
+            return _start(stack, kind, **{**options, "own": True})
+
+        yield start
+
+
+def _start(stack: ExitStack, kind: str, **options: Unpack[ServerOptions]) -> Server:
+    try:
+        return stack.enter_context(running(kind, **options))
+    except MissingServerError as error:
+        if os.environ.get("HSM_REQUIRE_SERVERS"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))  # from here, so that the summary folds the skips of a kind into one line
