@@ -38,7 +38,8 @@ def new_server() -> Iterator[NewServer]:
     with ExitStack() as stack:
 
         def start(kind: str, **options: Unpack[ServerOptions]) -> Server:
-            return _start(stack, kind, **{**options, "own": True})
+            options["own"] = True
+            return _start(stack, kind, **options)
 
         yield start
 
