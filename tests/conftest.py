@@ -48,6 +48,7 @@ def _start(stack: ExitStack, kind: str, **options: Unpack[ServerOptions]) -> Ser
     try:
         return stack.enter_context(running(kind, **options))
     except MissingServerError as error:
-        if os.environ.get("HSM_REQUIRE_SERVERS"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))  # from here, so that the summary folds the skips of a kind into one line
+        missing = str(error)
+    if os.environ.get("HSM_REQUIRE_SERVERS"):
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing)  # from this one line, so that the summary folds the skips of a kind into one
