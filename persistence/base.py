@@ -115,7 +115,12 @@ class BaseStore(abc.ABC):
         _raise_failures(requests, await _bounded(self.delete, requests, parallelism))
 
     async def __aenter__(self) -> Self:
-        await self.init(_NO_PROPERTIES)
+        try:
+            await self.init(_NO_PROPERTIES)
+        except asyncio.CancelledError:
+            # The opening may go on without its caller, and nobody else would close what it opens.
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -34,7 +35,8 @@ _PAGE_ROWS: Final = 1000
 class ServerStore(BatchedStore):
     """The common part of stores on a server; a backend says how to connect, read rows and read pages.
 
-    `_open` ends with `start_lanes`; `_close` is called once, when nothing is under way any more.
+    `_open` ends with `start_lanes`; `_close` is called once, when nothing is under way any more: reads of the
+    methods below are waited for, what else a backend does stands in `with self.in_use():`.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,8 @@ class ServerStore(BatchedStore):
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._ready = False
+        self._users = 0
+        self._unused: asyncio.Future[None] | None = None
         self._gatherer: Gatherer | None = None
         self._eventual_gatherer: Gatherer | None = None
 
@@ -98,12 +102,31 @@ class ServerStore(BatchedStore):
             await asyncio.wait((self._opening,))
         if not self._ready:
             return
+        self._ready = False
         await self.drain_lanes()
         for gatherer in (self._gatherer, self._eventual_gatherer):
             if gatherer is not None:
                 await gatherer.drain()
-        self._ready = False
+        if self._users:
+            self._unused = asyncio.get_running_loop().create_future()
+            await self._unused
         await self._close()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """A block before whose end the store does not disconnect.
+
+        Raises:
+            StoreClosedError: the store is not open.
+        """
+        self.check_open()
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._unused is not None and not self._users and not self._unused.done():
+                self._unused.set_result(None)
 
     def check_open(self) -> None:
         """Return if the store is open.
@@ -121,9 +144,9 @@ class ServerStore(BatchedStore):
             StoreBrokenError: a commit died earlier.
             StoreUnavailableError: the server does not answer.
         """
-        self.check_open()
-        self.check_lanes()
-        await self._ping()
+        with self.in_use():
+            self.check_lanes()
+            await self._ping()
 
     async def get(self, request: GetRequest) -> GetResponse:
         """Read one key; absent or expired is an empty response."""
@@ -140,7 +163,11 @@ class ServerStore(BatchedStore):
         """Rows with start <= key < end in code-point order; "" is no bound."""
         self.check_open()
         window = scan_window(partition, start, end, limit=limit, reverse=reverse)
-        return read_pages(self._read_page, window, limit, first=_FIRST_PAGE_ROWS, following=_PAGE_ROWS)
+        return read_pages(self._page, window, limit, first=_FIRST_PAGE_ROWS, following=_PAGE_ROWS)
+
+    async def _page(self, window: Window, rows: int) -> Page:
+        with self.in_use():
+            return await self._read_page(window, rows)
 
     async def _read_keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
         """Keys of living rows from the beginning of a window, at most so many, and whether they were all.
@@ -164,7 +191,8 @@ class ServerStore(BatchedStore):
             window = window.beyond(after) if after else window
         found: list[str] = []
         while True:
-            keys, last = await self._read_keys(window, _PAGE_ROWS)
+            with self.in_use():
+                keys, last = await self._read_keys(window, _PAGE_ROWS)
             for key in keys:
                 if matches(key):
                     # One more than a page holds tells that there is another page.

@@ -94,7 +94,9 @@ class Properties:
 
     def rest(self) -> Mapping[str, str]:
         """The options that were not read, for a client library that has options of its own."""
-        return {name: text for name, text in self._texts.items() if name not in self._known}
+        rest = {name: text for name, text in self._texts.items() if name not in self._known}
+        self._known.update(rest)
+        return rest
 
     def __enter__(self) -> Self:
         return self
@@ -116,10 +118,16 @@ def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
     try:
         parts = urlsplit(url, allow_fragments=False)
         _ = parts.port  # parsed only when asked for
-    except ValueError as error:
-        raise InvalidRequestError(f"the URL of the store cannot be read: {error}") from None
+    except ValueError:
+        # Not what urllib says: it quotes the pieces of a password that is not escaped.
+        raise InvalidRequestError(
+            "the URL of the store cannot be read: its host or its port is none;"
+            " in a user name or password, write / as %2F, ? as %3F, [ as %5B, and so on"
+        ) from None
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = dict(pairs)
     if len(options) != len(pairs):
-        raise InvalidRequestError(f"an option is given twice: {', '.join(name for name, _ in pairs)}")
+        names = [name for name, _ in pairs]
+        twice = ", ".join(name for name in options if names.count(name) > 1)
+        raise InvalidRequestError(f"an option is given twice: {twice}")
     return parts, options
