@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hsm.engine._execution import decode_row
-from persistence.errors import ETagMismatchError
+from persistence.errors import ETagMismatchError, StoreUnavailableError
 from persistence.executions import SETTINGS_KEY, SETTINGS_PARTITION
 from persistence.proto.execution_pb2 import EngineSettings
 from persistence.store import Concurrency, EngineStore, GetRequest, SetOptions, SetRequest
@@ -11,11 +11,17 @@ from persistence.store import Concurrency, EngineStore, GetRequest, SetOptions, 
 __all__ = ["shard_count"]
 
 
-async def shard_count(store: EngineStore, wanted: int) -> int:
-    """The number of shards of a database; `wanted` if this is its first use."""
+async def shard_count(store: EngineStore, wanted: int, *, create: bool = True) -> int:
+    """The number of shards of a database; `wanted` if this is its first use.
+
+    Raises:
+        StoreUnavailableError: it would be the first use, and `create` is false.
+    """
     request = GetRequest(partition=SETTINGS_PARTITION, key=SETTINGS_KEY)
     found = await store.get(request)
     if found.data is None:
+        if not create:
+            raise StoreUnavailableError("no engine has used this database yet, so it holds no executions")
         value = EngineSettings(shard_count=wanted).SerializeToString()
         first_write = SetOptions(concurrency=Concurrency.FIRST_WRITE)
         try:

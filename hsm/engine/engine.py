@@ -91,7 +91,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         options, store = self._options, self._store
         try:
-            shards = await shard_count(store, options.shard_count)
+            shards = await shard_count(store, options.shard_count, create=options.create)
         except storage.PersistenceError as error:
             raise translated(error) from error
         self._partitions = [shard_partition(shard) for shard in range(shards)]
@@ -365,6 +365,8 @@ class Engine:
         """What this does not get done, a poll does."""
         try:
             await reading()
+        except storage.StoreUnavailableError as error:
+            _log.debug("the store did not answer: %s", error)
         except Exception as error:  # noqa: BLE001 - a bad row must not take the engine with it
             _log.warning("reading ahead has failed: %r", error)
 
@@ -387,6 +389,7 @@ class Engine:
     async def _keep_reading(self) -> None:
         """Take up what an earlier run has left, then look for what other processes write."""
         interval = _nanos(self._options.poll_interval)
+        answers = True
         while True:
             self._looking = True
             try:
@@ -397,8 +400,17 @@ class Engine:
                     self._recovered = True
                 while self._unswept:
                     await self._sweep(self._unswept.pop())
+                if not answers:
+                    answers = True
+                    _log.warning("the store answers again")
             except storage.StoreUnavailableError as error:
-                _log.warning("the store did not answer, and is asked again: %s", error)
+                # Once, however long it takes: the next poll is not far.
+                _log.log(
+                    logging.WARNING if answers else logging.DEBUG,
+                    "the store did not answer, and is asked again: %s",
+                    error,
+                )
+                answers = False
             except Exception:  # noqa: BLE001 - it is logged, with its traceback
                 _log.exception("the queues could not be read, which is tried again")
             self._looking = False

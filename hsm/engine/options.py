@@ -46,6 +46,7 @@ class EngineOptions:
     Attributes:
         clock: where time comes from.
         random: makes ids and jitter; a seeded one makes a run repeatable.
+        create: whether a database that no engine has used yet is set up; else it cannot be opened.
         shard_count: partitions that a new database is divided into; an existing one keeps its own.
         backoff: pauses between the attempts of a task.
         max_attempts: attempts of a task that fails for no known reason, before it is dead-lettered.
@@ -63,6 +64,7 @@ class EngineOptions:
 
     clock: Clock = attrs.field(factory=SystemClock)
     random: random.Random = attrs.field(factory=random.Random)
+    create: bool = True
     shard_count: int = 4
     backoff: Backoff = Backoff()
     max_attempts: int = 70

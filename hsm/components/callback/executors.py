@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
@@ -33,7 +35,7 @@ from hsm.components.callback.moves import (
 )
 from hsm.components.callback.request import LONGEST_TIMEOUT, Request
 from hsm.engine import Backoff as Delays
-from hsm.errors import DestinationDownError, StorageUnavailableError
+from hsm.errors import CommitOutcomeUnknownError, DestinationDownError, StorageUnavailableError
 from hsm.executor import Environment
 from hsm.ref import Ref
 from hsm.registry import Registry
@@ -51,7 +53,8 @@ __all__ = [
 
 # A sender keeps the time of its request itself; this ends one that does not.
 _TASK_TIMEOUT: Final = LONGEST_TIMEOUT + timedelta(minutes=1)
-_SAVES: Final = 3
+_FIRST_SAVE_PAUSE_SECONDS: Final = 0.05
+_LONGEST_SAVE_PAUSE_SECONDS: Final = 1.0
 
 
 @attrs.frozen
@@ -101,11 +104,13 @@ class CallbackOptions:
         delays: pauses after failed attempts; less up to a fifth by chance.
         longest_retry_after: a receiver that asks for a longer pause than this is given this one.
         random: makes the jitter.
+        patience: how long to go on trying to store what came of an attempt, when the store does not answer.
     """
 
     delays: Delays = attrs.field(factory=lambda: Delays(timedelta(seconds=1), timedelta(hours=1)))
     longest_retry_after: timedelta = timedelta(days=1)
     random: random.Random = attrs.field(factory=random.Random)
+    patience: timedelta = timedelta(minutes=1)
 
 
 def register(
@@ -152,28 +157,31 @@ class _Executors:
         now = env.now()
         # Chosen before the update, which may run its function again.
         delay = self._delay(task.attempt, outcome)
-        state = await _save(env, ref, lambda node: _note(node, outcome, now, delay))
+        state = await self._save(env, ref, lambda node: _note(node, outcome, now, delay))
         if self._observer is not None:
             self._observer(ref, state)
         if isinstance(outcome, Unavailable):
             raise DestinationDownError(None, outcome.retry_after)
+
+    async def _save(self, env: Environment, ref: Ref, note: Callable[[Node], State]) -> State:
+        """Store what came of an attempt, patiently: without it, the request would be sent once more."""
+        deadline = time.monotonic() + self._options.patience.total_seconds()
+        pause = _FIRST_SAVE_PAUSE_SECONDS
+        while True:
+            try:
+                return await env.update(ref, note)
+            except (StorageUnavailableError, CommitOutcomeUnknownError):
+                # An outcome that is unknown shows at the next try: the task is gone if it was stored.
+                if time.monotonic() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_SAVE_PAUSE_SECONDS)
 
     def _delay(self, attempt: int, outcome: Outcome) -> timedelta:
         delay = self._options.delays.delay(attempt, self._options.random)
         if isinstance(outcome, Unavailable) and outcome.retry_after is not None:
             return max(delay, min(outcome.retry_after, self._options.longest_retry_after))
         return delay
-
-
-async def _save(env: Environment, ref: Ref, note: Callable[[Node], State]) -> State:
-    """Store what came of an attempt, patiently: without it, the request would be sent once more."""
-    for _ in range(_SAVES - 1):
-        try:
-            return await env.update(ref, note)
-        except StorageUnavailableError:
-            # The store has waited for its own time-out already.
-            continue
-    return await env.update(ref, note)
 
 
 def _note(node: Node, outcome: Outcome, now: datetime, delay: timedelta) -> State:

@@ -26,7 +26,7 @@ from hsm.components.callback import (
 )
 from hsm.engine import Backoff
 from hsm.testing import Call, FaultyStore, TestEngine
-from persistence.errors import StoreBusyError
+from persistence.errors import CommitOutcomeUnknownError, PersistenceError, StoreBusyError
 from persistence.stores.memory import MemoryStore
 
 URL = "https://example.org/hook"
@@ -146,11 +146,12 @@ async def test_error_of_the_sender_counts_against_the_task_and_not_the_attempts(
 
 
 @pytest.mark.parametrize(
-    ("times", "sent", "seen"),
-    [(2, 2, [State.BACKING_OFF, State.SUCCEEDED]), (3, 2, [State.SUCCEEDED])],
+    ("times", "patience", "seen"),
+    [(3, timedelta(minutes=1), [State.BACKING_OFF, State.SUCCEEDED]), (1, timedelta(), [State.SUCCEEDED])],
 )
+@pytest.mark.parametrize("error", [StoreBusyError, CommitOutcomeUnknownError])
 async def test_outcome_that_cannot_be_saved_is_saved_later_or_the_request_repeated(
-    times: int, sent: int, seen: list[State]
+    times: int, patience: timedelta, seen: list[State], error: type[PersistenceError]
 ) -> None:
     """Word of a destination that is down must not stand in for the lost write."""
     script = Script([Unavailable("busy"), Confirmed()])
@@ -159,18 +160,19 @@ async def test_outcome_that_cannot_be_saved_is_saved_later_or_the_request_repeat
     async def fail_writes_after_an_attempt(call: Call) -> None:
         if call.write and script.sent and len(failures) < times:
             failures.append(call)
-            raise StoreBusyError("locked")
+            raise error("locked")
 
+    options = CallbackOptions(random=random.Random(1), patience=patience)
     async with MemoryStore() as memory:
         store = FaultyStore(memory)
         store.before = fail_writes_after_an_attempt
-        async with TestEngine(script.registry(), store) as engine:
+        async with TestEngine(script.registry(options), store) as engine:
             await start(engine)
             await engine.run_until_idle()
             data = await callback(engine)
     assert len(failures) == times
     assert (data.state, data.attempt, script.seen) == (State.SUCCEEDED, len(seen), seen)
-    assert len(script.sent) == sent
+    assert len(script.sent) == 2
 
 
 @attrs.define

@@ -303,3 +303,32 @@ async def test_value_over_the_limits_is_refused_by_the_store(world: World, datab
             await engine.update(ref, note("x" * 20_000_000))
         assert await engine.read(ref, log) == []
         await engine.update(ref, note("after"))
+
+
+async def test_outage_is_told_once_and_its_end_too(
+    world: World, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store, small()) as engine:
+        await engine.drain()
+        store.cut_off()
+        await engine.skip(3 * HOUR)
+        store.reconnect()
+        await engine.skip(3 * HOUR)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == 2
+    assert "is asked again" in messages[0]
+    assert messages[1] == "the store answers again"
+
+
+async def test_database_that_no_engine_has_used_is_left_alone_if_told_so(
+    world: World, database: Database
+) -> None:
+    with pytest.raises(StorageUnavailableError, match="no engine has used"):
+        async with TestEngine(world.registry, database.store, small(create=False), run_tasks=False):
+            pass
+    assert await database.rows() == []
+    async with TestEngine(world.registry, database.store) as engine:
+        await started(engine)
+    async with TestEngine(world.registry, database.store, small(create=False), run_tasks=False) as engine:
+        assert await engine.count() == 1
