@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -125,7 +125,7 @@ class Folder:
 def free_port() -> int:
     """A port of the loopback interface on which nobody listens."""
     while True:
-        port = random.choice(_PORTS)
+        port = secrets.choice(_PORTS)  # whatever seed a test has given `random`
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
