@@ -11,6 +11,8 @@ from persistence.store import (
     DeleteRequest,
     Feature,
     GetRequest,
+    HasDurability,
+    HasServerVersion,
     KeysLikeStore,
     Metadata,
     OrderedStore,
@@ -66,6 +68,37 @@ _KEYS: Final = (
     "\U0010ffff",
     "x" * 250,
     "\u20ac" * 120,
+)
+_ODD_NAMES: Final = (
+    "{",
+    "}",
+    "{}",
+    "}{",
+    "{a}",
+    "%",
+    "_",
+    "/",
+    "//",
+    "||",
+    "|",
+    ":",
+    "\\",
+    "'",
+    '"',
+    "`",
+    "\n",
+    " ",
+    "\x01",
+    "\x7f",
+    "*",
+    "?",
+    "[a]",
+    "$1",
+    "%s",
+    "\u00e4",
+    "a\u0308",
+    "\U0001f600",
+    "\U0010ffff",
 )
 _BAD_TEXTS: Final = ("a\0b", "\ud800", "a\udfffb")
 
@@ -190,6 +223,27 @@ async def partitions_are_apart(world: World) -> None:
 
 
 @cases.case()
+async def partitions_of_any_name_stay_apart(world: World) -> None:
+    """No character of a partition's name is special, wherever it stands, and none of 200 bytes is cut off."""
+    odd = [f"{text}{world.partition}" for text in _ODD_NAMES]
+    odd += [f"{world.partition}{text}" for text in _ODD_NAMES]
+    odd += [f"{world.partition}{'/' * count}{'x' * (200 - len(world.partition) - count)}" for count in (1, 2)]
+    places = {(partition, key): f"{partition} {key}".encode() for partition in odd for key in ("a", "a/b")}
+    await world.store.bulk_set(
+        [SetRequest(partition=partition, key=key, value=value) for (partition, key), value in places.items()]
+    )
+    gone = (odd[0], "a")
+    await world.store.delete(DeleteRequest(partition=gone[0], key=gone[1]))
+    for (partition, key), value in places.items():
+        found = (await world.store.get(GetRequest(partition=partition, key=key))).data
+        expect_equal(found, None if (partition, key) == gone else value, f"value of {key!r} in {partition!r}")
+    if Feature.SCAN in world.store.features:
+        for partition in odd[1:]:
+            keys = [item.key async for item in world.ordered.scan(partition, "", "")]
+            expect_equal(keys, ["a", "a/b"], f"keys of {partition!r}")
+
+
+@cases.case()
 async def the_default_partition_is_one_like_others(world: World) -> None:
     """A request without a partition works in the partition ""."""
     key = world.partition
@@ -216,3 +270,12 @@ async def another_store_sees_what_was_written(world: World) -> None:
             await world.set("key", value)
             response = await other.get(GetRequest(partition=world.partition, key="key"))
             expect_equal(response.data, value, "value")
+
+
+@cases.case()
+async def a_store_says_what_it_can_lose(world: World) -> None:
+    """One sentence, where it says anything; and what it is connected to."""
+    if isinstance(world.store, HasDurability):
+        expect(world.store.durability.strip(), "the durability is empty")
+    if isinstance(world.store, HasServerVersion):
+        expect(world.store.server_version.strip(), "the version is empty")

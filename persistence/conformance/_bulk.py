@@ -146,3 +146,34 @@ async def a_refused_delete_in_a_bulk_is_named_and_the_others_are_deleted(world: 
 def _expect_single_failure(world: World, error: BulkError, key: str) -> None:
     expect_equal([(e.partition, e.key) for e in error.errors], [(world.partition, key)], "failures")
     expect(isinstance(error.errors[0].error, ETagMismatchError), f"cause is {error.errors[0].error!r}")
+
+
+@cases.case()
+async def a_content_type_comes_back_from_bulk_reads(world: World) -> None:
+    """As from single ones, also after it was replaced."""
+    kinds = {
+        "json": "application/json",
+        "text": "text/plain; charset=utf-8",
+        "none": None,
+        "odd": "\u00e4 '%s",
+    }
+    for wanted in (dict.fromkeys(kinds, "first/kind"), kinds):
+        await world.store.bulk_set(
+            [
+                world.set_request(key, metadata={"contentType": kind} if kind else None)
+                for key, kind in wanted.items()
+            ]
+        )
+        answers = await _bulk_get(world, list(wanted))
+        expect_equal({answer.key: answer.content_type for answer in answers}, wanted, "content types")
+
+
+@cases.case()
+async def a_bulk_of_many_items_is_carried_out(world: World) -> None:
+    """More than any page or round trip holds."""
+    keys = [f"key/{number}" for number in range(2500)]
+    await world.store.bulk_set([world.set_request(key, key.encode()) for key in keys])
+    answers = await _bulk_get(world, [*keys, "absent"])
+    expect_equal([answer.data for answer in answers], [*(key.encode() for key in keys), None], "values")
+    await world.store.bulk_delete([world.delete_request(key) for key in keys])
+    expect_equal([answer.data for answer in await _bulk_get(world, keys)], [None] * len(keys), "values")

@@ -5,9 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from persistence.conformance.case import Cases, Refused, World, expect_equal
-from persistence.errors import ETagMismatchError
-from persistence.store import ABSENT, CheckRequest, Feature, GetRequest, SetRequest
+from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
+from persistence.errors import ETagMismatchError, StoreClosedError
+from persistence.features import require
+from persistence.store import (
+    ABSENT,
+    CheckRequest,
+    Feature,
+    GetRequest,
+    GetResponse,
+    OrderedStore,
+    SetRequest,
+)
 
 __all__ = ["cases"]
 
@@ -175,3 +184,49 @@ async def a_loser_can_try_again(world: World) -> None:
         await world.set("key", b"2", first=True)
     await world.set("key", b"3", etag=await world.etag("key"))
     expect_equal(await world.value("key"), b"3", "value")
+
+
+@cases.case()
+async def every_writer_sees_what_it_has_written(world: World) -> None:
+    """At once, and among the writes and reads of others."""
+
+    async def write_and_read(number: int) -> None:
+        for turn in range(_ROUNDS):
+            value = f"{number} {turn}".encode()
+            await world.set(f"key/{number}", value)
+            expect_equal(await world.value(f"key/{number}"), value, f"value of key/{number}")
+
+    await asyncio.gather(*(write_and_read(number) for number in range(3 * _CALLERS)))
+
+
+@cases.case()
+async def closing_lets_reads_end(world: World) -> None:
+    """Reads that are under way when the store is closed are answered or refused, and never hang."""
+    keys = [f"key/{number:03}" for number in range(200)]
+    await world.store.bulk_set([world.set_request(key, key.encode()) for key in keys])
+    for turns in range(4):
+        store = world.open_store()
+        async with store:
+            gets = [
+                asyncio.create_task(store.get(GetRequest(partition=world.partition, key=key))) for key in keys
+            ]
+            scans: list[asyncio.Task[list[str]]] = []
+            if Feature.SCAN in store.features:
+                scans = [asyncio.create_task(_keys(require(store, OrderedStore), world)) for _ in range(5)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        answers = await asyncio.gather(*gets, return_exceptions=True)
+        for key, answer in zip(keys, answers, strict=True):
+            if isinstance(answer, GetResponse):
+                expect_equal(answer.data, key.encode(), f"value of {key}")
+            else:
+                expect(isinstance(answer, StoreClosedError), f"{answer!r} is not StoreClosedError")
+        for found in await asyncio.gather(*scans, return_exceptions=True):
+            if isinstance(found, list):
+                expect_equal(found, keys, "keys")
+            else:
+                expect(isinstance(found, StoreClosedError), f"{found!r} is not StoreClosedError")
+
+
+async def _keys(store: OrderedStore, world: World) -> list[str]:
+    return [item.key async for item in store.scan(world.partition, "", "")]

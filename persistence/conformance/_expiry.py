@@ -9,7 +9,16 @@ from typing import Final
 
 from persistence.conformance.case import Cases, ConformanceError, Refused, World, expect, expect_equal
 from persistence.errors import ETagMismatchError, InvalidRequestError
-from persistence.store import ABSENT, CheckRequest, Feature, GetRequest, Operation
+from persistence.features import require
+from persistence.store import (
+    ABSENT,
+    CheckRequest,
+    Feature,
+    GetRequest,
+    KeysLikeRequest,
+    KeysLikeStore,
+    Operation,
+)
 
 __all__ = ["cases"]
 
@@ -152,3 +161,60 @@ async def scans_leave_expired_rows_out(world: World) -> None:
     expect_equal(await world.keys(), living, "keys")
     expect_equal(await world.keys(reverse=True), living[::-1], "keys backwards")
     expect_equal(await world.keys(limit=2), living[:2], "keys with a limit")
+
+
+@cases.case(Feature.SCAN)
+async def a_scan_passes_over_many_expired_rows(world: World) -> None:
+    """More of them than a page holds, at the beginning, in the middle and at the end."""
+    count = 1300
+    expiring = {*range(150), *range(300, 1200), *range(1250, count)}
+    keys = [f"key/{number:04}" for number in range(count)]
+    await world.store.bulk_set(
+        [
+            world.set_request(key, metadata=_ttl(_SHORT_SECONDS) if number in expiring else None)
+            for number, key in enumerate(keys)
+        ]
+    )
+    await _expire(world, keys[0], keys[300], keys[-1])
+    await _expire(world, *(keys[number] for number in sorted(expiring)[::50]))
+    living = [key for number, key in enumerate(keys) if number not in expiring]
+    expect_equal(await world.keys(), living, "keys")
+    expect_equal(await world.keys(reverse=True), living[::-1], "keys backwards")
+    expect_equal(await world.keys(limit=160), living[:160], "keys with a limit")
+    expect_equal(await world.keys(keys[300]), living[150:], "keys from an expired one")
+    if Feature.KEYS_LIKE in world.store.features:
+        store = require(world.store, KeysLikeStore)
+        page = await store.keys_like(KeysLikeRequest(partition=world.partition, pattern="key/%"))
+        expect_equal(list(page.keys), living, "keys of a listing")
+
+
+@cases.case(Feature.TRANSACTIONAL)
+async def the_last_write_of_a_multi_decides_about_expiry(world: World) -> None:
+    """Whether the row expires, and when."""
+    await world.transactional.multi(
+        [
+            world.set_request("stays", metadata=_ttl(_LONG_SECONDS)),
+            world.set_request("stays"),
+            world.set_request("goes"),
+            world.set_request("goes", metadata=_ttl(_LONG_SECONDS)),
+            world.set_request("comes back", metadata=_ttl(_LONG_SECONDS)),
+            world.delete_request("comes back"),
+            world.set_request("comes back", b"new"),
+        ]
+    )
+    for key, expires in (("stays", False), ("goes", True), ("comes back", False)):
+        response = await world.get(key)
+        expect_equal("ttlExpireTime" in response.metadata, expires, f"whether {key!r} expires")
+
+
+@cases.case()
+async def a_content_type_and_an_expiry_time_go_together(world: World) -> None:
+    """Both are kept, and both go with the next write."""
+    metadata = {**_ttl(_LONG_SECONDS), "contentType": "application/json"}
+    await world.set("key", b"{}", metadata=metadata)
+    response = await world.get("key")
+    _expire_time(response.metadata)
+    expect_equal(response.content_type, "application/json", "content type")
+    await world.set("key", b"{}")
+    response = await world.get("key")
+    expect_equal((response.content_type, len(response.metadata)), (None, 0), "content type and metadata")

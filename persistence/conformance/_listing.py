@@ -10,6 +10,7 @@ from persistence.errors import InvalidRequestError, KeysLikeEmptyPatternError
 from persistence.features import require
 from persistence.store import (
     Feature,
+    GetRequest,
     KeysLikeRequest,
     KeysLikeResponse,
     KeysLikeStore,
@@ -215,6 +216,19 @@ async def a_family_has_no_wildcards(world: World) -> None:
     for prefix in ("a%", "a_", "a*", "\u00e4"):
         expect_equal(await store.delete_with_prefix(world.partition, prefix), 1, f"deleted by {prefix}")
     expect_equal(await world.value("ab||1"), b"", "value")
+
+
+@cases.case(Feature.DELETE_WITH_PREFIX)
+async def a_large_family_is_deleted(world: World) -> None:
+    """More rows than any page or transaction holds."""
+    store = require(world.store, PrefixDeleteStore)
+    members = [f"family||{number}" for number in range(1200)]
+    others = [f"family||{number}||grandchild" for number in range(0, 1200, 10)]
+    await world.store.bulk_set([world.set_request(key) for key in (*members, *others)], parallelism=200)
+    expect_equal(await store.delete_with_prefix(world.partition, "family"), len(members), "number deleted")
+    requests = [GetRequest(partition=world.partition, key=key) for key in (*members, *others)]
+    left = [answer.key for answer in await world.store.bulk_get(requests) if answer.data is not None]
+    expect_equal(left, others, "keys that are left")
 
 
 @cases.case(Feature.DELETE_WITH_PREFIX)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import Final
 
 from persistence.conformance.case import Cases, Refused, World, expect_equal
@@ -46,6 +48,22 @@ _ORDERED_KEYS: Final = (
     "\uffff",
     "\U00010000",
     "\U0001f600",
+    "\U0010ffff",
+)
+_CHARACTERS: Final = (
+    "\x01",
+    "%",
+    "A",
+    "_",
+    "a",
+    "\x7f",
+    "\u00df",
+    "\u07ff",
+    "\u0800",
+    "\ud7ff",
+    "\ue000",
+    "\uffff",
+    "\U00010000",
     "\U0010ffff",
 )
 _MANY: Final = 1025
@@ -209,3 +227,62 @@ async def a_closed_store_does_not_scan(world: World) -> None:
     closed = World(store, world.open_store, world.wait)
     with Refused(StoreClosedError):
         await closed.keys()
+
+
+@cases.case()
+async def many_keys_of_many_scripts_come_in_code_point_order(world: World) -> None:
+    """Over many pages, both ways, and from any key on: characters of one to four bytes next to each other."""
+    keys = ["".join(characters) for characters in itertools.product(_CHARACTERS, repeat=3)]
+    shuffled = sorted(keys, key=hash)
+    await world.store.bulk_set([world.set_request(key, key.encode()) for key in shuffled], parallelism=200)
+    keys.sort()
+    rows = await world.scan()
+    expect_equal([row.key for row in rows], keys, "keys")
+    expect_equal([row.value for row in rows], [key.encode() for key in keys], "values")
+    expect_equal(await world.keys(reverse=True), keys[::-1], "keys backwards")
+    for position in (1, 99, 100, 1099, 1100, len(keys) - 1):
+        key = keys[position]
+        expect_equal(await world.keys(key, limit=150), keys[position : position + 150], f"keys from {key!r}")
+        backwards = await world.keys("", key, limit=150, reverse=True)
+        expect_equal(backwards, keys[:position][::-1][:150], f"keys to {key!r} backwards")
+
+
+@cases.case()
+async def a_scan_goes_on_after_the_deletion_of_what_it_has_read(world: World) -> None:
+    """Also of the row that a page has ended with, both ways: who sweeps rows deletes as it reads."""
+    for reverse in (False, True):
+        keys = await _fill(world, _MANY)
+        ordered = keys[::-1] if reverse else keys
+        seen: list[str] = []
+        async for item in world.ordered.scan(world.partition, "", "", reverse=reverse):
+            seen.append(item.key)
+            if len(seen) % 50 == 0:
+                await world.store.bulk_delete([world.delete_request(key) for key in seen[-50:]])
+        expect_equal(seen, ordered, "keys")
+        expect_equal(await world.keys(), keys[-25:] if not reverse else keys[:25], "keys that are left")
+
+
+@cases.case()
+async def rows_may_change_under_a_scan_backwards(world: World) -> None:
+    """As forwards: what was there all the time comes exactly once."""
+    keys = await _fill(world, _MANY)
+    going = {keys[position + 1]: keys[position] for position in range(24, _MANY - 1, 100)}
+    seen: list[str] = []
+    async for item in world.ordered.scan(world.partition, "", "", reverse=True):
+        seen.append(item.key)
+        if item.key in going:
+            await world.delete(going[item.key])
+            await world.set(going[item.key] + "+", b"")
+    steady = {*keys} - {*going.values()}
+    expect_equal([key for key in seen if key in steady], [key for key in keys[::-1] if key in steady], "keys")
+    expect_equal(len(set(seen)), len(seen), "different keys")
+
+
+@cases.case()
+async def scans_run_side_by_side(world: World) -> None:
+    """Many at once, among writes, each in order."""
+    keys = await _fill(world, 300)
+    rewrites = (world.set(key, b"new") for key in keys)
+    scans = (world.keys(reverse=number % 2 == 1) for number in range(20))
+    *found, _ = await asyncio.gather(*scans, asyncio.gather(*rewrites))
+    expect_equal(found, [keys, keys[::-1]] * 10, "keys")

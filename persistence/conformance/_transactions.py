@@ -6,7 +6,7 @@ from typing import Final
 
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
 from persistence.errors import ETagInvalidError, ETagMismatchError, InvalidRequestError
-from persistence.store import ABSENT, Absent, CheckRequest, Feature, Operation, SetRequest
+from persistence.store import ABSENT, Absent, CheckRequest, Feature, GetRequest, Operation, SetRequest
 
 __all__ = ["cases"]
 
@@ -197,4 +197,25 @@ async def a_multi_of_many_rows_is_carried_out(world: World) -> None:
     await world.transactional.multi([world.set_request(key, key.encode()) for key in keys])
     await world.expect_values({key: key.encode() for key in keys})
     await world.transactional.multi([world.delete_request(key) for key in keys])
+    await world.expect_values(dict.fromkeys(keys))
+
+
+@cases.case(Feature.ETAG)
+async def the_etag_of_a_multi_is_that_of_every_row_it_wrote(world: World) -> None:
+    """However they are read: one by one, in bulk, by a scan."""
+    await world.set("kept", b"")
+    await world.set("key/01", b"old")
+    kept = await world.etag("kept")
+    keys = [f"key/{number:02}" for number in range(50)]
+    operations: list[Operation] = [_check(world, "kept", kept), world.delete_request("absent")]
+    etag = await world.transactional.multi([*operations, *(world.set_request(key) for key in keys)])
+    expect_equal([await world.etag(key) for key in keys], [etag] * len(keys), "etags")
+    requests = [GetRequest(partition=world.partition, key=key) for key in keys]
+    expect_equal(
+        [row.etag for row in await world.store.bulk_get(requests)], [etag] * len(keys), "etags in bulk"
+    )
+    if Feature.SCAN in world.store.features:
+        rows = {row.key: row.etag for row in await world.scan()}
+        expect_equal(rows, {"kept": kept, **dict.fromkeys(keys, etag)}, "etags of a scan")
+    await world.transactional.multi([world.delete_request(key, etag=etag) for key in keys])
     await world.expect_values(dict.fromkeys(keys))

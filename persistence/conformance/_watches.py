@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from persistence.conformance.case import Cases, ConformanceError, World
+from persistence.conformance.case import Cases, ConformanceError, World, expect_equal
 from persistence.features import require
-from persistence.store import Change, ChangeKind, Feature, WatchableStore
+from persistence.store import Change, ChangeKind, Feature, PrefixDeleteStore, SetRequest, WatchableStore
 
 __all__ = ["cases"]
 
@@ -33,6 +33,14 @@ async def _expect_told(changes: AsyncIterator[Change], *keys: str) -> None:
                 missing.discard(change.key)
     except TimeoutError:
         raise ConformanceError(f"the watch did not tell of {missing}") from None
+
+
+async def _next(changes: AsyncIterator[Change]) -> Change:
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await anext(changes)
+    except TimeoutError:
+        raise ConformanceError("the watch told of nothing") from None
 
 
 @cases.case()
@@ -73,6 +81,50 @@ async def a_watch_tells_of_multis(world: World) -> None:
     changes = _watch(world)
     await world.transactional.multi([world.set_request("a"), world.set_request("b")])
     await _expect_told(changes, "a", "b")
+
+
+@cases.case(Feature.TRANSACTIONAL)
+async def a_watch_tells_of_a_large_multi(world: World) -> None:
+    """However many keys one writes, and however long they are."""
+    count = min(1000, world.store.limits.operations)
+    padding = "\u20ac" * 50
+    keys = [f"{number:04}{padding}" for number in range(count)]
+    changes = _watch(world, "0")
+    await world.transactional.multi([world.set_request(key) for key in keys])
+    await _expect_told(changes, *keys)
+    await world.transactional.multi([world.delete_request(key) for key in keys])
+    await _expect_told(changes, *keys)
+
+
+@cases.case(Feature.DELETE_WITH_PREFIX)
+async def a_watch_tells_of_a_family_that_is_deleted(world: World) -> None:
+    """Of each member."""
+    members = [f"family||{number}" for number in range(3)]
+    for key in members:
+        await world.set(key)
+    changes = _watch(world, "family")
+    await require(world.store, PrefixDeleteStore).delete_with_prefix(world.partition, "family")
+    await _expect_told(changes, *members)
+
+
+@cases.case()
+async def a_watch_keeps_to_its_partition_and_prefix(world: World) -> None:
+    """It tells of no key that lacks the prefix, and of none of a partition whose name begins alike."""
+    for partition, prefix in ((world.partition, "a%"), (f"{world.partition}{{}}|'\U0001f600", "\U0001f600")):
+        changes = require(world.store, WatchableStore).watch(partition, prefix)
+        for place, key in (
+            (partition, "ab1"),
+            (partition, "b"),
+            (f"{partition}/", f"{prefix}elsewhere"),
+            (partition[:-1], f"{prefix}elsewhere"),
+            (partition, f"{prefix}\n\u00e4"),
+        ):
+            await world.store.set(SetRequest(partition=place, key=key, value=b""))
+        told = await _next(changes)
+        while told.kind is ChangeKind.RESYNC:
+            await world.store.set(SetRequest(partition=partition, key=f"{prefix}\n\u00e4", value=b""))
+            told = await _next(changes)
+        expect_equal(told.key, f"{prefix}\n\u00e4", "key")
 
 
 @cases.case()

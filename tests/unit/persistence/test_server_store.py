@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -32,8 +32,8 @@ from persistence.settings import Properties
 class Network:
     """What lies between a store and its rows; counts what goes over it."""
 
-    def __init__(self, rows: MutableMapping[Slot, tuple[bytes, str]] | None = None) -> None:
-        self.rows: MutableMapping[Slot, tuple[bytes, str]] = rows if rows is not None else {}
+    def __init__(self) -> None:
+        self.rows: dict[Slot, tuple[bytes, str]] = {}
         self.passable = asyncio.Event()
         self.passable.set()
         self.arrived = asyncio.Event()
@@ -117,6 +117,11 @@ class DictStore(ServerStore):
 @pytest.fixture
 async def network() -> Network:
     return Network()
+
+
+async def turns(count: int = 10) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def write(store: DictStore, *keys: str) -> None:
@@ -206,11 +211,10 @@ async def test_closing_waits_for_what_was_accepted(network: Network) -> None:
             store.ping(),
         )
     ]
-    while not {"read", "read eventual", "page", "commit", "ping"} <= set(network.calls):
-        await asyncio.sleep(0)
+    await turns()
+    assert {"read", "read eventual", "page", "commit", "ping"} <= set(network.calls)
     closing = asyncio.create_task(store.aclose())
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await turns()
     with pytest.raises(StoreClosedError):
         await store.get(GetRequest(key="a"))
     network.passable.set()
