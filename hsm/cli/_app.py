@@ -13,8 +13,8 @@ from typing import Final
 import click
 from rich.console import Console
 
-from hsm.cli import _deliver, _demo, _inspect
-from hsm.cli._database import NAMESPACE
+from hsm.cli import _deliver, _demo, _inspect, _stores
+from hsm.cli._database import NAMESPACE, URL_VARIABLE, named_by_environment
 from hsm.errors import HSMError
 from persistence.errors import PersistenceError
 
@@ -23,9 +23,16 @@ __all__ = ["run"]
 _UNUSABLE: Final = 2
 _INTERRUPTED: Final = 130
 _SWITCH_SECONDS: Final = 0.0005
+_FROM_ENVIRONMENT: Final = "-"
 
 _database = click.option(
-    "--db", "url", required=True, metavar="URL", help="Of the database, for example sqlite:///deliveries.db."
+    "--db",
+    "url",
+    required=True,
+    metavar="URL",
+    envvar=URL_VARIABLE,
+    show_envvar=True,
+    help="Of the database, for example sqlite:///deliveries.db; `hsm stores` lists what there is.",
 )
 _registry = click.option(
     "--registry",
@@ -63,14 +70,24 @@ def cli() -> None:
     metavar="SECONDS",
     help="The longest pause.",
 )
-def deliver(file: Path, url: str, concurrency: int, first_retry: float, longest_retry: float) -> int:
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, 604800),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the database may be away before the run gives up.",
+)
+def deliver(
+    file: Path, url: str, concurrency: int, first_retry: float, longest_retry: float, patience: float
+) -> int:
     """Deliver the requests in FILE, one JSON object on each line.
 
     Killed at any time and run again, it goes on where it was. Exits with 0 if everything was delivered, 1 if
     deliveries failed for good or lines were refused, and 2 if the arguments or the database cannot be used.
     """
     options = _deliver.DeliverOptions(
-        concurrency=concurrency, first_retry=first_retry, longest_retry=longest_retry
+        concurrency=concurrency, first_retry=first_retry, longest_retry=longest_retry, patience=patience
     )
     _allow_many_connections()
     return _run(_deliver.deliver(file, url, options, _out(), _err()))
@@ -112,10 +129,42 @@ def dead(url: str, registry: str | None, replay: bool, tasks: tuple[str, ...]) -
 @cli.command()
 @click.option("--count", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Deliveries.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the files here.")
-def demo(count: int, keep: Path | None) -> int:
+@click.option(
+    "--db",
+    "url",
+    is_flag=False,
+    flag_value=_FROM_ENVIRONMENT,
+    metavar="[URL]",
+    help=f"Deliver from this database, in which the deliveries stay; without URL, from {URL_VARIABLE}."
+    " Left out, from a new SQLite file.",
+)
+def demo(count: int, keep: Path | None, url: str | None) -> int:
     """Deliver to a flaky receiver, with a SIGKILL in the middle, and check that nothing is lost."""
     with _demo.demo_folder(keep) as folder:
-        return _run(_demo.demo(_out(), count, folder))
+        return _run(_demo.demo(_out(), count, folder, _chosen(url)))
+
+
+@cli.command()
+@click.option(
+    "--db",
+    "url",
+    is_flag=False,
+    flag_value=_FROM_ENVIRONMENT,
+    metavar="[URL]",
+    help=f"Open this database and ask it; without URL, the one in {URL_VARIABLE}.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs; sizes in bytes.")
+def stores(url: str | None, as_json: bool) -> int:
+    """List the databases that can be used, or say what one of them can do and can lose."""
+    chosen = _chosen(url)
+    if chosen is None:
+        return _stores.list_stores(_out(), as_json=as_json)
+    return _run(_stores.describe_store(_out(), chosen, as_json=as_json))
+
+
+def _chosen(url: str | None) -> str | None:
+    """The URL of a command that uses the one in the environment only if it is told to."""
+    return named_by_environment() if url == _FROM_ENVIRONMENT else url
 
 
 def run() -> int:

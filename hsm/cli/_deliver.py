@@ -8,34 +8,46 @@ import uuid
 from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import attrs
 from rich.console import Console
 
+from hsm.cli._cadence import Cadence
 from hsm.cli._database import NAMESPACE, open_store
-from hsm.cli._errors import CommandError, ConflictingLineError, DamagedRowError, LineError
+from hsm.cli._errors import (
+    CommandError,
+    ConflictingLineError,
+    DamagedRowError,
+    LineError,
+    OversizedLineError,
+)
 from hsm.cli._lines import Delivery, read_lines
+from hsm.cli._outage import Outage
 from hsm.cli._progress import show_progress
 from hsm.cli._tally import Tally
 from hsm.components import callback
-from hsm.components.callback import Callback, CallbackOptions, Scheduled, State, scheduled
+from hsm.components.callback import Callback, CallbackOptions, Scheduled, scheduled
 from hsm.components.callback.http import HttpSender
 from hsm.engine import Backoff, Engine, EngineOptions
-from hsm.errors import ExecutionAlreadyStartedError, RetryLaterError, SerializationError
-from hsm.ref import ExecutionKey
+from hsm.errors import ExecutionAlreadyStartedError, SerializationError, TransactionTooLargeError
+from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
+from persistence import EngineStore
 
 __all__ = ["DeliverOptions", "deliver"]
 
 # Starts that wait for a commit at once: the store writes them together.
 _STARTS: Final = 128
-_START_TRIES: Final = 3
 _TIMERS: Final = 256
 _IDLE_SECONDS: Final = 1.0
-# With another process at work on the same database, not every end is seen here.
-_RECOUNT_AFTER_IDLE: Final = 30
+# What another process does to the same database is looked for in these intervals, at most.
+_POLL: Final = timedelta(seconds=2)
+_DEAD_SECONDS: Final = 1.0
+_RECOUNT_SECONDS: Final = 5.0
+_RECOUNT_AFTER_IDLE: Final = 5
 _LOOK_AFTER_IDLE: Final = 2
 # Longer than any pause that the engine itself makes after an error.
 _SUSPECT_AFTER_IDLE: Final = 300
@@ -52,11 +64,13 @@ class DeliverOptions:
         concurrency: requests at once to one destination.
         first_retry: the pause after the first failed attempt, in seconds; doubled each time.
         longest_retry: the longest pause, in seconds.
+        patience: how long the database may be away, in seconds.
     """
 
     concurrency: int = 32
     first_retry: float = 1.0
     longest_retry: float = 3600.0
+    patience: float = 60.0
 
 
 async def deliver(path: Path, url: str, options: DeliverOptions, out: Console, errors: Console) -> int:
@@ -68,9 +82,8 @@ async def deliver(path: Path, url: str, options: DeliverOptions, out: Console, e
         raise CommandError(f"cannot read {path}: {error.strerror}") from error
     with file, _stop_signals() as stopped:
         async with open_store(url) as store:
-            tally = Tally()
-            async with Engine(_registry(), store, run_tasks=False) as engine:
-                await tally.recount(engine)
+            tally, outage = Tally(), Outage(options.patience, errors)
+            await _count(store, tally)
             for message in tally.unreadable.values():
                 errors.print(f"database: {message}", markup=False, highlight=False, soft_wrap=True)
             async with (
@@ -78,12 +91,20 @@ async def deliver(path: Path, url: str, options: DeliverOptions, out: Console, e
                 Engine(_registry(sender, tally, options), store, _engine_options(options)) as engine,
                 show_progress(out, tally),
             ):
-                run = _Run(engine, tally, errors, path)
+                run = _Run(engine, tally, errors, path, outage)
                 stop = await _first(run.all(read_lines(file)), stopped)
+            if run.recounted and stop is None:
+                await outage.outlast(partial(_count, store, tally))
         _summarize(out, tally, path, stop)
     if stop is not None:
         return _SIGNAL_STATUS + stop
     return 0 if tally.flawless else 1
+
+
+async def _count(store: EngineStore, tally: Tally) -> None:
+    """Count what the database holds, while this process runs no tasks."""
+    async with Engine(_registry(), store, run_tasks=False) as engine:
+        await tally.recount(engine)
 
 
 def _registry(
@@ -95,7 +116,7 @@ def _registry(
     callback.register(
         registry,
         sender or HttpSender(),
-        CallbackOptions(delays=delays),
+        CallbackOptions(delays=delays, patience=timedelta(seconds=options.patience)),
         observer=None if tally is None else tally.add_attempt,
     )
     return registry
@@ -107,17 +128,28 @@ def _engine_options(options: DeliverOptions) -> EngineOptions:
         # Timers have no destination, and no receiver that could be overrun.
         concurrency_of=lambda _namespace, _group, destination: None if destination else _TIMERS,
         drain_timeout=_STOP_GRACE,
+        poll_interval=_POLL,
     )
 
 
 class _Run:
-    """One run over a file."""
+    """One run over a file.
 
-    def __init__(self, engine: Engine, tally: Tally, errors: Console, path: Path) -> None:
+    Attributes:
+        recounted: whether the tally was counted anew in the middle of the run.
+        recounted_amid: whether nothing has confirmed that count yet.
+    """
+
+    def __init__(self, engine: Engine, tally: Tally, errors: Console, path: Path, outage: Outage) -> None:
         self._engine = engine
         self._tally = tally
         self._errors = errors
         self._path = path
+        self._outage = outage
+        self.recounted = False
+        self.recounted_amid = False
+        self._dead = Cadence(_DEAD_SECONDS)
+        self._recounts = Cadence(_RECOUNT_SECONDS)
 
     async def all(self, lines: Iterator[Delivery | LineError]) -> None:
         """Return when every delivery is through."""
@@ -146,42 +178,47 @@ class _Run:
         )
 
     async def _start(self, delivery: Delivery) -> None:
-        request_id = delivery.digest
         key = ExecutionKey(NAMESPACE, delivery.id, uuid.uuid4().hex)
-        for tries in range(1, _START_TRIES + 1):
-            data = Callback.new(
-                delivery.request,
-                request_id=request_id,
-                max_attempts=delivery.max_attempts,
-                registration_time=self._engine.now(),
-            )
-            try:
-                ref = await self._engine.start(
-                    key,
-                    data,
-                    request_id=request_id,
-                    on_start=lambda node: node.apply(scheduled, Scheduled()),
-                )
-            except ExecutionAlreadyStartedError as error:
-                raise ConflictingLineError(
-                    delivery.line, f"there is another delivery with the id {delivery.id!r} already"
-                ) from error
-            except SerializationError as error:
-                raise DamagedRowError(delivery.line, str(error)) from error
-            except RetryLaterError:
-                # The same request is recognised if the first try did reach the store.
-                if tries == _START_TRIES:
-                    raise
-            else:
-                self._tally.add_line(delivery.id, new=ref.execution.run_id == key.run_id)
-                return
+        try:
+            # The same request is recognised if a try that failed did reach the store.
+            ref = await self._outage.outlast(partial(self._start_execution, key, delivery))
+        except ExecutionAlreadyStartedError as error:
+            raise ConflictingLineError(
+                delivery.line, f"there is another delivery with the id {delivery.id!r} already"
+            ) from error
+        except SerializationError as error:
+            raise DamagedRowError(delivery.line, str(error)) from error
+        except TransactionTooLargeError as error:
+            raise OversizedLineError(delivery.line, f"the database cannot keep it: {error}") from error
+        self._tally.add_line(delivery.id, new=ref.execution.run_id == key.run_id)
+
+    async def _start_execution(self, key: ExecutionKey, delivery: Delivery) -> Ref:
+        request_id = delivery.digest
+        data = Callback.new(
+            delivery.request,
+            request_id=request_id,
+            max_attempts=delivery.max_attempts,
+            registration_time=self._engine.now(),
+        )
+        return await self._engine.start(
+            key, data, request_id=request_id, on_start=lambda node: node.apply(scheduled, Scheduled())
+        )
 
     async def _finish(self) -> None:
         """Return when nothing is left that could still be delivered."""
-        tally, idle = self._tally, 0
+        tally = self._tally
         if tally.total < tally.started + tally.known:
             # Another process has started some of the lines since the count at the beginning.
-            await tally.recount(self._engine)
+            await self._outage.outlast(self._recount)
+        through = await self._wait()
+        while through and self.recounted_amid:
+            self.recounted_amid = False
+            await self._outage.outlast(partial(self._recounts.do, partial(tally.recount, self._engine)))
+            through = await self._wait()
+
+    async def _wait(self) -> bool:
+        """Wait until everything is through as far as the tally tells, or (False) nothing moves any more."""
+        tally, idle = self._tally, 0
         while tally.unfinished:
             tally.changed.clear()
             try:
@@ -190,23 +227,37 @@ class _Run:
                 idle = 0
             except TimeoutError:
                 idle += 1
-                await tally.count_dead(self._engine)
-                if idle % _RECOUNT_AFTER_IDLE == 0:
-                    await tally.recount(self._engine)
-                if await self._is_stuck(idle):
-                    return
+                if await self._outage.outlast(partial(self._is_stuck, idle)):
+                    return False
+        return True
 
     async def _is_stuck(self, idle: int) -> bool:
-        """Whether what is left will never run: because of tasks that cannot be read, for example."""
-        if idle < (_LOOK_AFTER_IDLE if self._tally.nameless else _SUSPECT_AFTER_IDLE):
+        """Look at what the observer does not tell of; whether what is left will never run.
+
+        Tasks that cannot be read never do, for example.
+        """
+        tally = self._tally
+        if self._dead.due:
+            await self._dead.do(partial(tally.count_dead, self._engine))
+        suspicious = idle >= (_LOOK_AFTER_IDLE if tally.nameless else _SUSPECT_AFTER_IDLE)
+        # With another process at work on the same database, or after a commit whose outcome nobody knows,
+        # not every end is seen here.
+        if not (suspicious or idle >= _RECOUNT_AFTER_IDLE) or not self._recounts.due:
+            return False
+        await self._recount()
+        if not suspicious:
             return False
         try:
             async with asyncio.timeout(_IDLE_SECONDS):
                 await self._engine.drain()
         except TimeoutError:
             return False
-        pausing = await self._engine.count(namespace=NAMESPACE, state=State.BACKING_OFF.name)
-        return pausing == 0
+        return tally.pausing == 0
+
+    async def _recount(self) -> None:
+        """Count anew while attempts end: what ends at the same moment may be counted twice."""
+        self.recounted_amid = self.recounted = True
+        await self._recounts.do(partial(self._tally.recount, self._engine))
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import secrets
 import sys
 import tempfile
 import time
@@ -17,7 +19,7 @@ from typing import Final
 import attrs
 from rich.console import Console
 
-from hsm.cli._database import NAMESPACE, open_reader
+from hsm.cli._database import NAMESPACE, URL_VARIABLE, open_reader, open_store, refuse_memory
 from hsm.cli._errors import CommandError
 from hsm.cli._receiver import Behaviour, behaviour_of, read_log
 from hsm.components.callback import State
@@ -68,25 +70,33 @@ def demo_folder(keep: Path | None) -> Generator[Path, None, None]:
     yield keep
 
 
-async def demo(out: Console, count: int, folder: Path) -> int:
-    """Play the whole story in an empty folder; the exit status."""
+async def demo(out: Console, count: int, folder: Path, url: str | None = None) -> int:
+    """Play the whole story, with files in an empty folder; the exit status.
+
+    `url` is a database that may hold other data; without it, it is a new file in the folder.
+    """
     began = time.monotonic()
-    database = f"sqlite:///{(folder / 'deliveries.db').absolute()}"
+    database = url or f"sqlite:///{(folder / 'deliveries.db').absolute()}"
+    refuse_memory(database)
+    async with open_store(database):
+        pass  # what is wrong with it is told before anything begins
+    prefix = f"demo-{secrets.token_hex(3)}-"
+    ids = delivery_ids(range(count), prefix)
     file, log = folder / "deliveries.jsonl", folder / "received.jsonl"
-    command = [sys.executable, "-m", "hsm.cli", "deliver", str(file), "--db", database]
     async with receiver(log) as port:
-        write_deliveries(file, range(count), port)
+        write_deliveries(file, range(count), port, prefix)
         out.print(f"{count} deliveries to a receiver that fails, hangs and refuses on purpose")
-        sender = await asyncio.create_subprocess_exec(*command)
+        sender = await _start_sender(file, database)
         killed_at = await _kill_after(sender, log, int(count * _KILL_AT))
         if killed_at is None:
+            _check_end(sender)
             out.print("[yellow]the sender was through before it could be killed[/]")
         else:
             out.print(f"SIGKILL after {killed_at} confirmed; the same command again:")
-        sender = await asyncio.create_subprocess_exec(*command)
-        if await sender.wait() not in {0, 1}:
-            raise CommandError(f"the second run ended with status {sender.returncode}")
-    books = await compare(delivery_ids(range(count)), log, database)
+        sender = await _start_sender(file, database)
+        await sender.wait()
+        _check_end(sender)
+    books = await compare(ids, log, database, prefix)
     for name, ids_ in (("lost", books.lost), ("inconsistent", books.inconsistent)):
         if ids_:
             out.print(f"[red]{name}:[/] {' '.join(ids_[:20])}", highlight=False)
@@ -96,7 +106,22 @@ async def demo(out: Console, count: int, folder: Path) -> int:
         f" ({time.monotonic() - began:.1f} s)",
         highlight=False,
     )
+    if url is not None:
+        out.print(f"the database keeps these deliveries; their ids begin with {prefix}", highlight=False)
     return 0 if books.balanced else 1
+
+
+async def _start_sender(file: Path, database: str) -> Process:
+    # By the environment: an argument with a password in it would be seen by every user of the machine.
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "hsm.cli", "deliver", str(file)), env=os.environ | {URL_VARIABLE: database}
+    )
+
+
+def _check_end(sender: Process) -> None:
+    """Return if a sender has ended as it should."""
+    if sender.returncode not in {0, 1}:
+        raise CommandError(f"a run of the sender ended with status {sender.returncode}")
 
 
 @asynccontextmanager
@@ -118,15 +143,15 @@ async def receiver(log: Path) -> AsyncGenerator[int, None]:
         await process.wait()
 
 
-def delivery_ids(numbers: Iterable[int]) -> list[str]:
+def delivery_ids(numbers: Iterable[int], prefix: str = "delivery-") -> list[str]:
     """The ids of the deliveries with these numbers."""
-    return [f"delivery-{number:06d}" for number in numbers]
+    return [f"{prefix}{number:06d}" for number in numbers]
 
 
-def write_deliveries(file: Path, numbers: Sequence[int], port: int) -> None:
+def write_deliveries(file: Path, numbers: Sequence[int], port: int, prefix: str = "delivery-") -> None:
     """Add deliveries to a receiver to a file."""
     with file.open("a", encoding="utf-8") as lines:
-        for number, id_ in zip(numbers, delivery_ids(numbers), strict=True):
+        for number, id_ in zip(numbers, delivery_ids(numbers, prefix), strict=True):
             delivery = {
                 "id": id_,
                 "url": f"http://127.0.0.1:{port}/{id_}",
@@ -152,8 +177,8 @@ async def _kill_after(process: Process, log: Path, confirmed: int) -> int | None
     return None
 
 
-async def compare(ids: list[str], log: Path, database: str) -> Books:
-    """Compare what the receiver has answered with what the database says."""
+async def compare(ids: list[str], log: Path, database: str, prefix: str = "") -> Books:
+    """Compare what the receiver has answered with what the database says of ids that begin with `prefix`."""
     confirmed: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     for received in read_log(log):
@@ -162,7 +187,8 @@ async def compare(ids: list[str], log: Path, database: str) -> Books:
     states: dict[str, str] = {}
     async with open_reader(database) as engine:
         async for info in engine.list(namespace=NAMESPACE):
-            states[info.key.id] = info.state
+            if info.key.id.startswith(prefix):
+                states[info.key.id] = info.state
     lost = [id_ for id_ in ids if id_ not in states or (behaviour_of(id_).confirms and not confirmed[id_])]
     expected = {id_: State.SUCCEEDED.name if behaviour_of(id_).confirms else State.FAILED.name for id_ in ids}
     wrong = [id_ for id_ in {*ids, *states} if states.get(id_) != expected.get(id_)]

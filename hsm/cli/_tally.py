@@ -22,6 +22,7 @@ class Tally:
     Attributes:
         confirmed_before, failed_before: deliveries that are through, but not by this run.
         waiting: deliveries that are not through.
+        pausing: those of them that were to be tried again later, at the last count.
         confirmed, failed: deliveries of this run.
         retries: attempts of this run that failed and will be repeated.
         started: lines whose delivery was new.
@@ -38,6 +39,7 @@ class Tally:
     confirmed_before: int = 0
     failed_before: int = 0
     waiting: int = 0
+    pausing: int = 0
     confirmed: int = 0
     failed: int = 0
     retries: int = 0
@@ -53,7 +55,7 @@ class Tally:
 
     async def recount(self, engine: Engine) -> None:
         """Learn what the database holds now, by this run's doing or another's."""
-        confirmed = failed = waiting = 0
+        confirmed = failed = waiting = pausing = 0
         async for info in engine.list(namespace=NAMESPACE):
             if info.error:
                 self.unreadable[info.key.id] = info.error
@@ -65,9 +67,10 @@ class Tally:
                 self.failed_ids.add(info.key.id)
             else:
                 waiting += 1
+                pausing += info.state == State.BACKING_OFF.name
         self.confirmed_before = confirmed - self.confirmed
         self.failed_before = failed - self.failed
-        self.waiting = waiting
+        self.waiting, self.pausing = waiting, pausing
         await self.count_dead(engine)
 
     async def count_dead(self, engine: Engine) -> None:
