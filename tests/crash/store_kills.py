@@ -1,0 +1,358 @@
+"""Kill a database server again and again under one store that goes on: what it acknowledged is there.
+
+    python tests/crash/store_kills.py                                    20 kills of every server
+    python tests/crash/store_kills.py --kills 100 --kinds postgresql etcd
+    python tests/crash/store_kills.py --quick                            2 kills each
+
+Writers write through one store, by multis that are to succeed, and by some that are to be refused; readers read
+what was acknowledged. The server is killed with SIGKILL at random moments, and started again. After each start
+every writer must get on, through the same store. Fresh stores look into the database between the kills and in
+the end, and compare it with what the writers were told:
+
+* acknowledged: all rows of the multi are there; else `lost`.
+* refused (a condition did not hold, a bad request) or unavailable (nothing was written): no row; else `found`.
+* unknown (the connection broke during the commit): all rows or none; else `half`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from persistence import (  # noqa: E402
+    ABSENT,
+    CheckRequest,
+    CommitOutcomeUnknownError,
+    EngineStore,
+    ETagInvalidError,
+    ETagMismatchError,
+    GetRequest,
+    InvalidRequestError,
+    Operation,
+    SetRequest,
+    StoreUnavailableError,
+    connect,
+    require,
+)
+from tests.crash._kinds import add_kinds, table  # noqa: E402
+from tests.support.servers import KINDS, MissingServerError, Server, running  # noqa: E402
+
+_WRITERS: Final = 16
+_PARTITIONS: Final = 4
+_READERS: Final = 2
+_PARTS: Final = ("a", "b", "c")
+_PAUSE_SECONDS: Final = 0.02
+_RECOVERY_SECONDS: Final = 60
+_CHECK_EVERY: Final = 5
+_WRONG_ETAG: Final = "f" * 16
+
+
+@attrs.define
+class Books:
+    """What the callers were told, and what is wrong with it."""
+
+    acknowledged: set[str] = attrs.field(factory=set)
+    refused: set[str] = attrs.field(factory=set)
+    unavailable: set[str] = attrs.field(factory=set)
+    unknown: set[str] = attrs.field(factory=set)
+    written_after_all: int = 0
+    reads: int = 0
+    reads_refused: int = 0
+    lost: set[str] = attrs.field(factory=set)
+    found: set[str] = attrs.field(factory=set)
+    half: set[str] = attrs.field(factory=set)
+    problems: list[str] = attrs.field(factory=list)
+
+    @property
+    def good(self) -> bool:
+        return not (self.lost or self.found or self.half or self.problems)
+
+
+@attrs.define
+class Writer:
+    """Writes numbered multis, each on condition that the one before is the last.
+
+    Attributes:
+        number: of the writer.
+        progress: how many of its multis were acknowledged.
+    """
+
+    number: int
+    store: EngineStore
+    books: Books
+    progress: int = 0
+    _etag: str | None = None
+
+    @property
+    def partition(self) -> str:
+        return f"kills/{self.number % _PARTITIONS}"
+
+    def name(self, turn: int) -> str:
+        return f"{self.partition} {self.number}/{turn}"
+
+    async def run(self) -> None:
+        turn = 0
+        while True:
+            turn += 1
+            name = self.name(turn)
+            try:
+                if turn % 5 == 0:
+                    await self._write_what_is_refused(turn)
+                else:
+                    self._etag = await self.store.multi(self._operations(turn))
+                    self.books.acknowledged.add(name)
+                    self.progress += 1
+            except (ETagMismatchError, InvalidRequestError, ETagInvalidError) as error:
+                self.books.refused.add(name)
+                if turn % 5:
+                    self.books.problems.append(f"{name} was refused: {error!r}")
+                    await self._look()
+            except StoreUnavailableError:
+                self.books.unavailable.add(name)
+                await asyncio.sleep(_PAUSE_SECONDS)
+            except CommitOutcomeUnknownError:
+                self.books.unknown.add(name)
+                await self._look()
+            except Exception as error:  # noqa: BLE001  every other error is a finding
+                self.books.problems.append(f"{name} met {error!r}")
+                self.books.unknown.add(name)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                await self._look()
+
+    def _operations(self, turn: int) -> list[Operation]:
+        value = str(turn).encode()
+        last = SetRequest(partition=self.partition, key=f"last/{self.number}", value=value, etag=self._etag)
+        check = CheckRequest(self.partition, f"{self.number}/{turn}/{_PARTS[0]}", ABSENT)
+        rows = [
+            SetRequest(partition=self.partition, key=f"{self.number}/{turn}/{part}", value=value)
+            for part in _PARTS
+        ]
+        return [last, check, *rows]
+
+    async def _write_what_is_refused(self, turn: int) -> None:
+        operations = self._operations(turn)
+        wrong = ["not an etag", _WRONG_ETAG][turn // 5 % 2]
+        operations.append(CheckRequest(self.partition, f"last/{self.number}", wrong))
+        await self.store.multi(operations)
+        self.books.problems.append(f"{self.name(turn)} was not refused")
+
+    async def _look(self) -> None:
+        """Read one's last etag, as soon as the server answers."""
+        while True:
+            try:
+                request = GetRequest(partition=self.partition, key=f"last/{self.number}")
+                self._etag = (await self.store.get(request)).etag
+            except StoreUnavailableError:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            except Exception as error:  # noqa: BLE001  every other error is a finding
+                self.books.problems.append(f"a read met {error!r}")
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return
+
+
+async def read_acknowledged(store: EngineStore, books: Books) -> None:
+    """Read what was acknowledged, over and over."""
+    while True:
+        await asyncio.sleep(_PAUSE_SECONDS / 4)
+        if not books.acknowledged:
+            continue
+        name = random.choice(sorted(books.acknowledged)[-500:])
+        partition, _, group = name.partition(" ")
+        try:
+            answer = await store.get(GetRequest(partition=partition, key=f"{group}/{random.choice(_PARTS)}"))
+        except StoreUnavailableError:
+            books.reads_refused += 1
+        except Exception as error:  # noqa: BLE001  every other error is a finding
+            books.problems.append(f"a read met {error!r}")
+        else:
+            books.reads += 1
+            if answer.data != group.partition("/")[2].encode():
+                books.lost.add(name)
+
+
+@asynccontextmanager
+async def load(store: EngineStore, books: Books) -> AsyncIterator[Sequence[Writer]]:
+    """Writers and readers at work."""
+    writers = [Writer(number, store, books) for number in range(_WRITERS)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(writer.run()) for writer in writers]
+        tasks += [group.create_task(read_acknowledged(store, books)) for _ in range(_READERS)]
+        yield writers
+        for task in tasks:
+            task.cancel()
+
+
+async def progress(writers: Sequence[Writer], multis: int) -> None:
+    """Return when every writer has got on, and all together by so many multis."""
+    before = [writer.progress for writer in writers]
+    while True:
+        gains = [writer.progress - old for writer, old in zip(writers, before, strict=True)]
+        if min(gains) > 0 and sum(gains) >= multis:
+            return
+        await asyncio.sleep(_PAUSE_SECONDS / 4)
+
+
+async def kill_and_start(server: Server, writers: Sequence[Writer], books: Books) -> None:
+    """One kill at a random moment under load."""
+    await asyncio.sleep(random.uniform(0, 0.1))
+    await asyncio.to_thread(server.kill)
+    await asyncio.sleep(random.uniform(0, 0.3))
+    await asyncio.to_thread(server.start)
+    try:
+        async with asyncio.timeout(_RECOVERY_SECONDS):
+            await progress(writers, random.randint(50, 500))
+    except TimeoutError:
+        stuck = [writer.number for writer in writers if not writer.progress]
+        books.problems.append(f"writers did not get on after a restart (never: {stuck})")
+
+
+async def look_between(url: str, books: Books) -> None:
+    """What was told so far, while writers go on."""
+    told = Books(
+        acknowledged=set(random.sample(sorted(books.acknowledged), min(1000, len(books.acknowledged)))),
+        refused=set(books.refused),
+        unavailable=set(books.unavailable),
+    )
+    names = [*told.acknowledged, *told.refused, *told.unavailable]
+    async with require(connect(url), EngineStore) as store:
+        answers = await store.bulk_get(
+            [request for name in names for request in _requests(name)], parallelism=500
+        )
+    for index, name in enumerate(names):
+        rows = answers[index * len(_PARTS) : (index + 1) * len(_PARTS)]
+        for row in rows:
+            if row.error is not None:
+                raise row.error
+        judge(name, sum(row.data is not None for row in rows), told)
+    books.lost |= told.lost
+    books.found |= told.found
+    books.half |= told.half
+
+
+def _requests(name: str) -> list[GetRequest]:
+    partition, _, group = name.partition(" ")
+    return [GetRequest(partition=partition, key=f"{group}/{part}") for part in _PARTS]
+
+
+def judge(name: str, rows: int, books: Books) -> None:
+    """Compare the number of rows that a multi has in the database with what its caller was told."""
+    if 0 < rows < len(_PARTS):
+        books.half.add(name)
+    elif rows and (name in books.refused or name in books.unavailable):
+        books.found.add(name)
+    elif not rows and name in books.acknowledged:
+        books.lost.add(name)
+
+
+async def look_in_the_end(url: str, books: Books) -> None:
+    """Everything, when nobody writes any more."""
+    rows: Counter[str] = Counter()
+    last: dict[str, int] = {}
+    highest: dict[str, int] = {}
+    async with require(connect(url), EngineStore) as store:
+        for number in range(_PARTITIONS):
+            partition = f"kills/{number}"
+            async for item in store.scan(partition, "", ""):
+                if item.key.startswith("last/"):
+                    last[f"{partition} {item.key.removeprefix('last/')}"] = int(item.value)
+                    continue
+                writer, turn, _ = item.key.split("/")
+                name = f"{partition} {writer}/{turn}"
+                rows[name] += 1
+                highest[f"{partition} {writer}"] = max(int(turn), highest.get(f"{partition} {writer}", 0))
+                if item.value != turn.encode():
+                    books.problems.append(f"{name} has the value {item.value!r}")
+    told = books.acknowledged | books.refused | books.unavailable | books.unknown
+    for name in told | rows.keys():
+        judge(name, rows[name], books)
+    books.written_after_all = sum(rows[name] > 0 for name in books.unknown)
+    books.problems += [f"nobody has written {name}" for name in rows.keys() - told - _under_way(books, rows)]
+    if last != highest:
+        books.problems.append(f"the last rows say {last}, the others {highest}")
+
+
+def _under_way(books: Books, rows: Counter[str]) -> set[str]:
+    """Multis whose caller was cancelled in the end: at most one of each writer, the one after all it was told."""
+    told: Counter[str] = Counter()
+    for name in books.acknowledged | books.refused | books.unavailable | books.unknown:
+        writer, _, turn = name.rpartition("/")
+        told[writer] = max(told[writer], int(turn))
+    return {name for name in rows if int(name.rpartition("/")[2]) == told[name.rpartition("/")[0]] + 1}
+
+
+async def run_kills(server: Server, kills: int) -> Books:
+    """The whole story on one empty database of a server."""
+    url = server.fresh_url()
+    books = Books()
+    async with require(connect(url), EngineStore) as store, load(store, books) as writers:
+        async with asyncio.timeout(_RECOVERY_SECONDS):
+            await progress(writers, 100)
+        for turn in range(kills):
+            await kill_and_start(server, writers, books)
+            if turn % _CHECK_EVERY == 0:
+                await look_between(url, books)
+            if books.problems:
+                break
+    await look_in_the_end(url, books)
+    return books
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="2 kills each")
+    add_kinds(parser, KINDS)
+    arguments = parser.parse_args()
+    kills = 2 if arguments.quick else arguments.kills
+    found: dict[str, Books] = {}
+    head = (
+        "server kills acknowledged refused unavailable unknown written reads lost found half problems seconds"
+    )
+    rows: list[list[object]] = [[*head.split()]]
+    for kind in arguments.kinds:
+        began = time.monotonic()
+        try:
+            with running(kind, durable=True) as server:
+                books = found[kind] = asyncio.run(run_kills(server, kills))
+        except MissingServerError as error:
+            print(f"{kind}: {error}")
+            continue
+        told = [books.acknowledged, books.refused, books.unavailable, books.unknown]
+        wrong = [books.lost, books.found, books.half, books.problems]
+        row: list[object] = [
+            kind,
+            kills,
+            *map(len, told),
+            books.written_after_all,
+            books.reads,
+            *map(len, wrong),
+        ]
+        rows.append([*row, f"{time.monotonic() - began:.0f}"])
+    print(table(rows))
+    for kind, books in found.items():
+        for problem in books.problems[:10]:
+            print(f"{kind}: {problem}")
+        for name, which in (("lost", books.lost), ("found", books.found), ("half", books.half)):
+            if which:
+                print(f"{kind}, {name}: {', '.join(sorted(which)[:10])}")
+    sys.exit(0 if found and all(books.good for books in found.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
