@@ -7,6 +7,7 @@ before has ended.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import cProfile
 import gc
@@ -37,7 +38,7 @@ from tests.benchmarks.harness import (
     median_ratio,
 )
 
-__all__ = ["measure"]
+__all__ = ["executions_a_second", "measure"]
 
 # Rounds, executions of ours in a round, and workflows of DBOS.
 _EFFORT: Final = {Size.FULL: (5, 10_000, 200), Size.QUICK: (3, 3000, 50), Size.TINY: (1, 20, 5)}
@@ -56,11 +57,11 @@ def measure(size: Size) -> list[Table]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         cases: dict[str, Measure] = {
-            "hsm": isolated(partial(_executions_a_second, directory, executions, concurrency)),
+            "hsm": isolated(partial(_on_a_new_file, directory, executions, concurrency)),
             "the store alone": isolated(partial(_replays_a_second, directory, executions, concurrency)),
         }
         if dbos is not None:
-            rate = partial(dbos.workflows_a_second, directory, workflows, concurrency)
+            rate = partial(dbos.workflows_a_second_on_sqlite, directory, workflows, concurrency)
             cases["DBOS, as it configures SQLite"] = isolated(partial(rate, wal=False))
             cases["DBOS, its database in WAL mode"] = isolated(partial(rate, wal=True))
         figures = alternate(cases, rounds)
@@ -89,8 +90,13 @@ def measure(size: Size) -> list[Table]:
     ]
 
 
-def _executions_a_second(directory: Path, executions: int, concurrency: int) -> float:
-    return asyncio.run(_engine_rate(directory, executions, concurrency))
+def executions_a_second(url: str, executions: int, concurrency: int) -> float:
+    """What an engine does on the store of a URL, which is empty."""
+    return asyncio.run(_engine_rate(url, executions, concurrency))
+
+
+def _on_a_new_file(directory: Path, executions: int, concurrency: int) -> float:
+    return executions_a_second(_new_database(directory), executions, concurrency)
 
 
 def _replays_a_second(directory: Path, executions: int, concurrency: int) -> float:
@@ -136,10 +142,10 @@ def _succeed(root: Node) -> None:
     root.apply(send, 1)
 
 
-async def _engine_rate(directory: Path, executions: int, concurrency: int) -> float:
+async def _engine_rate(url: str, executions: int, concurrency: int) -> float:
     clients = _Clients()
     async with (
-        require(connect(_new_database(directory)), EngineStore) as store,
+        require(connect(url), EngineStore) as store,
         Engine(clients.registry, store) as engine,
     ):
         await engine.drain()
@@ -238,16 +244,26 @@ def _rate(rates: Sequence[float]) -> str:
     return f"{median(rates):,.0f}/s"
 
 
-def _profile(executions: int = 5000, concurrency: int = 100) -> None:
-    """Where the event loop's thread spends its time: `python -m tests.benchmarks.durable_executions`."""
+def _profile(url: str, executions: int, concurrency: int) -> None:
     profiler = cProfile.Profile()
-    with tempfile.TemporaryDirectory() as directory:
-        profiler.enable()
-        rate = asyncio.run(_engine_rate(Path(directory), executions, concurrency))
-        profiler.disable()
+    profiler.enable()
+    rate = executions_a_second(url, executions, concurrency)
+    profiler.disable()
     print(f"{rate:,.0f} executions/s under the profiler")
     pstats.Stats(profiler, stream=sys.stdout).sort_stats("tottime").print_stats(45)
 
 
+def main() -> None:
+    """Where the event loop's thread spends its time: `python -m tests.benchmarks.durable_executions`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--url", help="an empty store; default: SQLite in a temporary directory")
+    parser.add_argument("--executions", type=int, default=5000)
+    parser.add_argument("--concurrency", type=int, default=100)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        url = arguments.url or _new_database(Path(directory))
+        _profile(url, arguments.executions, arguments.concurrency)
+
+
 if __name__ == "__main__":
-    _profile()
+    main()

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -26,6 +27,7 @@ __all__ = [
     "at_most",
     "best_ratio",
     "isolated",
+    "isolated_at",
     "load_peer",
     "median_ratio",
     "render",
@@ -137,6 +139,15 @@ def isolated(function: Callable[[], float]) -> Measure:
     return measure
 
 
+def isolated_at(place: Callable[[], str], function: Callable[[str], float]) -> Measure:
+    """The same for a function of a URL; the place is made anew for each measurement, in this interpreter."""
+
+    def measure() -> float:
+        return isolated(partial(function, place()))()
+
+    return measure
+
+
 def _settle() -> None:
     gc.collect()
     gc.freeze()
@@ -177,11 +188,14 @@ def load_peer(module: str, package: str, notes: list[str]) -> Any | None:
 
 def render(table: Table) -> str:
     """The table as text; it is Markdown, too."""
+    notes = ["\n" + note for note in table.notes]
+    if not table.lines:
+        return "\n".join([f"### {table.title}", *notes, ""])
     rows = [("", "measured", table.ratio_of, "target", ""), *map(_cells, table.lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([f"### {table.title}", "", *lines, *("\n" + note for note in table.notes), ""])
+    return "\n".join([f"### {table.title}", "", *lines, *notes, ""])
 
 
 def _cells(line: Line) -> tuple[str, str, str, str, str]:

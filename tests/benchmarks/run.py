@@ -1,11 +1,11 @@
 """Run the benchmarks and print their tables: ratios, each measured in one run, beside their targets.
 
-    python tests/benchmarks/run.py                     all of them, some minutes
-    python tests/benchmarks/run.py --quick             all of them, with more noise, under a minute
+    python tests/benchmarks/run.py                     all of them, a quarter of an hour
+    python tests/benchmarks/run.py --quick             all of them, with more noise, a few minutes
     python tests/benchmarks/run.py transition tree     two of them
 
 The peers are in the dependency group `benchmark` (`pip install --group benchmark`); one that is not installed
-is left out. A missed target is printed and is not a failure: times depend on the machine and its load.
+is left out, and so is a database server. A missed target is printed and is not a failure: times depend on the machine and its load.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _MODULES: Final = {
     "tree": "tree_size",
     "bytes": "bytes_written",
     "engine": "durable_executions",
+    "stores": "server_stores",
+    "engine-servers": "durable_servers",
 }
 
 

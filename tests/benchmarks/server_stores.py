@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from statistics import median
-from typing import Final, TypeAlias
+from typing import Final, Protocol
 
 import attrs
 
@@ -20,13 +20,12 @@ from persistence.backends import ETCD, MARIADB, POSTGRESQL, REDIS, Backend
 from tests.benchmarks import bench_store
 from tests.benchmarks.harness import (
     Line,
-    Measure,
     Size,
     Table,
     Target,
     alternate,
     at_least,
-    isolated,
+    isolated_at,
     load_peer,
     median_ratio,
 )
@@ -38,8 +37,11 @@ __all__ = ["COMPARISONS", "Comparison", "compare", "measure"]
 _EFFORT: Final = {Size.FULL: (5, 1.5), Size.QUICK: (3, 0.6), Size.TINY: (1, 0.05)}
 _CONCURRENCIES: Final = {Size.FULL: (1, 10, 100), Size.QUICK: (1, 10, 100), Size.TINY: (5,)}
 
-_Multis: TypeAlias = Callable[[str, int, float], float]
-"""Multis a second in an empty place on a server, from its URL, the concurrency, and for how many seconds."""
+
+class _Multis(Protocol):
+    """Multis a second in an empty place on a server."""
+
+    def __call__(self, url: str, concurrency: int, seconds: float) -> float: ...
 
 
 @attrs.frozen
@@ -62,6 +64,13 @@ class Comparison:
     against: str
     target: Target
 
+    def missing(self) -> str:
+        """What has to be installed for the store, as a sentence; "" if nothing."""
+        names = [name for name in self.backend.requires if importlib.util.find_spec(name) is None]
+        if not names:
+            return ""
+        return f"Left out: {' and '.join(names)} missing; install hsm-toolkit[{self.backend.extra}]."
+
 
 COMPARISONS: Final = (
     Comparison(
@@ -83,7 +92,7 @@ COMPARISONS: Final = (
     Comparison(
         "valkey", "Valkey", REDIS, "valkey_pool", "an EVALSHA each, redis-py, pool of 20", at_least(1.5)
     ),
-    Comparison("etcd", "etcd", ETCD, "etcd_calls", "a Txn each, grpc.aio, 20 in flight", at_least(1.5)),
+    Comparison("etcd", "etcd", ETCD, "etcd_calls", "a Txn each, grpc.aio", at_least(1.5)),
 )
 
 
@@ -99,18 +108,17 @@ def measure(size: Size) -> Iterator[Table]:
 
 def compare(comparison: Comparison, server: Server, size: Size) -> Table:
     """Measure the store and its peer on a running server, each time in an empty place."""
-    missing = [name for name in comparison.backend.requires if importlib.util.find_spec(name) is None]
-    if missing:
-        extra = comparison.backend.extra
-        return _empty(comparison, f"Left out: {', '.join(missing)} is missing; install hsm-toolkit[{extra}].")
-    notes: list[str] = []
-    peer = load_peer(comparison.peer, comparison.backend.requires[0], notes)
+    if missing := comparison.missing():
+        return _empty(comparison, missing)
+    peer = load_peer(comparison.peer, comparison.backend.requires[0], [])
     assert peer is not None
     rounds, seconds = _EFFORT[size]
     concurrencies = _CONCURRENCIES[size]
     contestants: dict[str, _Multis] = {"the store": _store_multis, comparison.against: peer.multis}
     cases = {
-        _case(name, concurrency): _in_a_fresh_place(server, multis, concurrency, seconds)
+        _case(name, concurrency): isolated_at(
+            server.fresh_url, partial(multis, concurrency=concurrency, seconds=seconds)
+        )
         for concurrency in concurrencies
         for name, multis in contestants.items()
     }
@@ -123,7 +131,7 @@ def compare(comparison: Comparison, server: Server, size: Size) -> Table:
         lines.append(
             Line(_case(comparison.against, concurrency), _rate(others), median_ratio(own, others), target)
         )
-    return Table(_title(comparison), "the store is faster by", lines, notes)
+    return Table(_title(comparison), "the store is faster by", lines)
 
 
 def _title(comparison: Comparison) -> str:
@@ -136,13 +144,6 @@ def _empty(comparison: Comparison, note: str) -> Table:
 
 def _case(name: str, concurrency: int) -> str:
     return f"{name}, {concurrency} at once"
-
-
-def _in_a_fresh_place(server: Server, multis: _Multis, concurrency: int, seconds: float) -> Measure:
-    def measure() -> float:
-        return isolated(partial(multis, server.fresh_url(), concurrency, seconds))()
-
-    return measure
 
 
 def _store_multis(url: str, concurrency: int, seconds: float) -> float:
