@@ -1,6 +1,7 @@
-"""Kill a process with an engine on SQLite at random moments: no acknowledged update is lost, none half done.
+"""Kill a process with an engine at random moments: no acknowledged update is lost, none half done.
 
-    python tests/crash/engine_kills.py [--quick] [--kills N]
+    python tests/crash/engine_kills.py [--quick] [--kills N]            on SQLite
+    python tests/crash/engine_kills.py --url-kind postgresql            on a server that is started for it
 
 Each round starts a process that goes on where the killed one was. It updates a few executions over and over, and
 says so when an update is acknowledged. An update writes its number into the root and into a child, and asks for
@@ -14,7 +15,6 @@ import asyncio
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from datetime import timedelta
@@ -29,6 +29,7 @@ from hsm import Node, Ref  # noqa: E402
 from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
 from hsm.errors import ExecutionNotFoundError  # noqa: E402
 from persistence.store import EngineStore  # noqa: E402
+from tests.crash._kinds import ALL_KINDS, database_of  # noqa: E402
 from tests.support.databases import Database  # noqa: E402
 from tests.support.jobs import Alarm, Job, Lasting, Step, World, job, log, note, noted, step  # noqa: E402
 
@@ -46,11 +47,11 @@ def build(root: Node) -> None:
     root.add_child(CHILD, Step())
 
 
-async def work(path: str) -> None:
+async def work(url: str) -> None:
     """What the killed process does: update, and say so when it is committed."""
     world = World()
     world.on(Lasting, noted)
-    async with persistence.connect(f"sqlite:///{path}") as opened:
+    async with persistence.connect(url) as opened:
         store = persistence.require(opened, EngineStore)
         async with Engine(world.registry, store, options()) as engine, asyncio.TaskGroup() as group:
             for number in range(EXECUTIONS):
@@ -79,11 +80,11 @@ def plain(lines: list[str]) -> list[str]:
     return [line for line in lines if line.isdigit()]
 
 
-async def check(path: str, acknowledged: Counter[str]) -> tuple[int, int]:
+async def check(url: str, acknowledged: Counter[str]) -> tuple[int, int]:
     """Compare, first as the kill left it and then after all tasks have run; updates and tasks counted."""
     world = World()
     updates = tasks = 0
-    async with Database(f"sqlite:///{path}") as database:
+    async with Database(url) as database:
         async with Engine(world.registry, database.store, options(), run_tasks=False) as engine:
             await database.check()
             for number in range(EXECUTIONS):
@@ -127,26 +128,25 @@ async def check_tasks(engine: Engine, id_: str) -> int:
     return found
 
 
-def run(kills: int, seed: int) -> None:
+def run(kind: str, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     acknowledged: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "kills.db")
+    with database_of(kind) as url:
         updates = tasks = 0
         for _ in range(kills):
-            acknowledged |= kill_once(path, chance.uniform(0.01, 0.5))
-            updates, tasks = asyncio.run(check(path, acknowledged))
+            acknowledged |= kill_once(url, chance.uniform(0.01, 0.5))
+            updates, tasks = asyncio.run(check(url, acknowledged))
         sys.stdout.write(
-            f"{kills} kills, seed {seed}: {updates} updates, {sum(acknowledged.values())} of them acknowledged,"
+            f"{kind}, {kills} kills, seed {seed}: {updates} updates, {sum(acknowledged.values())} of them acknowledged,"
             f" {tasks} tasks; lost 0, half done 0\n"
         )
         assert updates, "nothing was done between the kills"
 
 
-def kill_once(path: str, after_seconds: float) -> Counter[str]:
+def kill_once(url: str, after_seconds: float) -> Counter[str]:
     """Run the worker, kill it a while after its first word; the last update of each execution that it named."""
     with subprocess.Popen(
-        [sys.executable, __file__, "--work", path], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, __file__, "--work", url], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as worker:
         assert worker.stdout is not None
         lines = [worker.stdout.readline()]
@@ -168,12 +168,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a hundredth of the kills")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--work", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--url-kind", choices=ALL_KINDS, default="sqlite", metavar="KIND", help="which database"
+    )
+    parser.add_argument("--work", metavar="URL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         asyncio.run(work(arguments.work))
     else:
-        run(max(arguments.kills // 100, 1) if arguments.quick else arguments.kills, arguments.seed)
+        kills = max(arguments.kills // 100, 1) if arguments.quick else arguments.kills
+        run(arguments.url_kind, kills, arguments.seed)
 
 
 if __name__ == "__main__":

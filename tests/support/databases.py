@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -95,10 +94,9 @@ class Database:
         }
 
 
-@asynccontextmanager
-async def new_database(kind: str, folder: Path) -> AsyncIterator[Database]:
+def new_database(kind: str, folder: Path) -> Database:
     """An empty database, in memory or in a file."""
     number = next(_names)
-    url = f"memory://engine-{number}" if kind == "memory" else f"sqlite:///{folder / f'{number}.db'}"
-    async with Database(url) as database:
-        yield database
+    return Database(
+        f"memory://engine-{number}" if kind == "memory" else f"sqlite:///{folder / f'{number}.db'}"
+    )
