@@ -126,16 +126,19 @@ def compare(comparison: Comparison, server: Server, size: Size) -> Table:
     lines: list[Line] = []
     for concurrency in concurrencies:
         own, others = (figures[_case(name, concurrency)] for name in contestants)
-        target = comparison.target if concurrency == max(concurrencies) else None
-        lines.append(Line(_case("the store", concurrency), _rate(own)))
         lines.append(
-            Line(_case(comparison.against, concurrency), _rate(others), median_ratio(own, others), target)
+            Line(
+                f"{concurrency} at once",
+                f"{_rate(own)}, peer {_rate(others)}",
+                median_ratio(own, others),
+                comparison.target if concurrency == max(concurrencies) else None,
+            )
         )
     return Table(_title(comparison), "the store is faster by", lines)
 
 
 def _title(comparison: Comparison) -> str:
-    return f"Transactions of two rows a second on {comparison.name}"
+    return f"Transactions of two rows a second on {comparison.name}; peer: {comparison.against}"
 
 
 def _empty(comparison: Comparison, note: str) -> Table:
