@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 __all__ = [
     "BulkError",
@@ -24,6 +25,8 @@ __all__ = [
     "TransactionTooLargeError",
     "UnknownSchemeError",
 ]
+
+_ITEMS_TOLD: Final = 10
 
 
 class PersistenceError(Exception):
@@ -84,10 +87,12 @@ class BulkItemError(PersistenceError):
 
 
 class BulkError(PersistenceError):
-    """Some items of a bulk request failed; the others were carried out."""
+    """Some items of a bulk request failed; the others were carried out. The message tells of the first ten."""
 
     def __init__(self, errors: Sequence[BulkItemError]) -> None:
-        super().__init__(f"{len(errors)} items failed: " + "; ".join(str(error) for error in errors))
+        told = "; ".join(str(error) for error in errors[:_ITEMS_TOLD])
+        more = f"; and {len(errors) - _ITEMS_TOLD} more" if len(errors) > _ITEMS_TOLD else ""
+        super().__init__(f"{len(errors)} items failed: {told}{more}")
         self.errors: tuple[BulkItemError, ...] = tuple(errors)
 
 

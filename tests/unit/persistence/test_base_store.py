@@ -8,6 +8,7 @@ import pytest
 
 from persistence import (
     BulkError,
+    BulkItemError,
     CheckRequest,
     DeleteRequest,
     Feature,
@@ -140,3 +141,12 @@ async def test_context_manager_opens_and_closes() -> None:
 
 def test_refusal_of_size_is_a_bad_request() -> None:
     assert issubclass(TransactionTooLargeError, ValueError)
+
+
+def test_many_failures_of_a_bulk_are_told_in_few_words() -> None:
+    failures = [BulkItemError("", f"key {number}", ValueError("no")) for number in range(1000)]
+    error = BulkError(failures)
+    assert len(error.errors) == 1000
+    assert str(error).startswith("1000 items failed: 'key 0' in partition '': no; 'key 1'")
+    assert str(error).endswith("; and 990 more")
+    assert "more" not in str(BulkError(failures[:10]))
