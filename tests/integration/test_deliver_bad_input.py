@@ -102,6 +102,34 @@ async def test_unusable_databases_and_files_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "deliveries.db").exists()
 
 
+async def test_looking_makes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    async with Database(f"sqlite:///{tmp_path}/unused.db"):
+        pass
+    unused = (tmp_path / "unused.db").read_bytes()
+    for command in ("status", "dead"):
+        assert_told(await hsm(command, "--db", "sqlite:///none.db", folder=tmp_path), "none.db")
+        assert_told(await hsm(command, "--db", "sqlite:///empty.db", folder=tmp_path), "empty.db")
+        assert_told(await hsm(command, "--db", "sqlite:///unused.db", folder=tmp_path), "no engine has used")
+    assert sorted(os.listdir(tmp_path)) == ["empty.db", "unused.db"]  # noqa: PTH208  a path would block
+    assert (tmp_path / "empty.db").stat().st_size == 0
+    assert (tmp_path / "unused.db").read_bytes() == unused
+
+
+async def test_line_that_the_database_cannot_keep_is_named_and_the_others_are_delivered(
+    tmp_path: Path,
+) -> None:
+    async with receiver() as to:
+        lines = [
+            {"id": id_, "url": f"{to.urls[0]}/{number}"}
+            for number, id_ in enumerate(["\U0001f600" * 500, "b"])
+        ]
+        write_lines(tmp_path / "deliveries.jsonl", *lines)
+        result = await hsm(*DELIVER, folder=tmp_path)
+    assert to.ids == {"1": 1}
+    assert_told(result, "line 1", "the database cannot keep it", status=1)
+
+
 async def test_damaged_database_is_named(tmp_path: Path) -> None:
     async with receiver() as to:
         lines = [
