@@ -87,7 +87,7 @@ class BulkItemError(PersistenceError):
 
 
 class BulkError(PersistenceError):
-    """Some items of a bulk request failed; the others were carried out. The message tells of the first ten."""
+    """Some items of a bulk request failed; the others were carried out. The message tells of ten."""
 
     def __init__(self, errors: Sequence[BulkItemError]) -> None:
         told = "; ".join(str(error) for error in errors[:_ITEMS_TOLD])
