@@ -25,8 +25,10 @@ SELECT p FROM {prefix}locks FORCE INDEX (PRIMARY) WHERE p IN ({partitions}) ORDE
 INSERT IGNORE INTO {prefix}locks (p) VALUES {rows}
 
 -- :etags
+-- The hint is here and below because of the condition on `expires`, which has an index, too.
 -- A statement after the one that locks: in READ COMMITTED each one sees what was committed when it began.
-SELECT p, k, etag FROM {prefix}kv WHERE (p, k) IN ({slots}) AND (expires IS NULL OR expires > {now})
+SELECT p, k, etag FROM {prefix}kv FORCE INDEX (PRIMARY)
+WHERE (p, k) IN ({slots}) AND (expires IS NULL OR expires > {now})
 
 -- :upsert
 -- VALUES() is what MariaDB and MySQL both know; MySQL's alias of the new row MariaDB does not.
@@ -35,7 +37,9 @@ ON DUPLICATE KEY UPDATE etag = VALUES(etag), expires = VALUES(expires), content_
 v = VALUES(v)
 
 -- :delete
-DELETE FROM {prefix}kv WHERE (p, k) IN ({slots})
+-- MariaDB 10.11 reads the whole table to delete `(p, k) IN ((.., ..))`, a single pair, if it is not told otherwise;
+-- and a hint has its place only in a DELETE that names its table twice.
+DELETE kv FROM {prefix}kv AS kv FORCE INDEX (PRIMARY) WHERE (p, k) IN ({slots})
 
 -- :note-outcome
 INSERT INTO {prefix}outcomes (writer, number, written) VALUES ({writer}, {number}, {now})
@@ -45,20 +49,20 @@ ON DUPLICATE KEY UPDATE number = VALUES(number), written = VALUES(written)
 SELECT number FROM {prefix}outcomes WHERE writer = {writer}
 
 -- :rows
-SELECT p, k, v, etag, expires, content_type FROM {prefix}kv
+SELECT p, k, v, etag, expires, content_type FROM {prefix}kv FORCE INDEX (PRIMARY)
 WHERE (p, k) IN ({slots}) AND (expires IS NULL OR expires > {now})
 
 -- :page
 -- Values over so many bytes are left out, and the reader comes back for them: a page must fit into memory.
-SELECT k, IF(LENGTH(v) <= {inline_bytes}, v, NULL), etag, LENGTH(v) FROM {prefix}kv
+SELECT k, IF(LENGTH(v) <= {inline_bytes}, v, NULL), etag, LENGTH(v) FROM {prefix}kv FORCE INDEX (PRIMARY)
 WHERE {range} AND (expires IS NULL OR expires > {now}) ORDER BY k {direction} LIMIT {rows}
 
 -- :keys
-SELECT k FROM {prefix}kv
+SELECT k FROM {prefix}kv FORCE INDEX (PRIMARY)
 WHERE {range} AND (expires IS NULL OR expires > {now}) ORDER BY k {direction} LIMIT {rows}
 
 -- :family
-SELECT k FROM {prefix}kv
+SELECT k FROM {prefix}kv FORCE INDEX (PRIMARY)
 WHERE {range} AND LOCATE(x'7c7c', k, {name_start}) = 0 AND (expires IS NULL OR expires > {now})
 ORDER BY k LIMIT {rows}
 
@@ -71,7 +75,7 @@ WHERE name = 'last-cleanup' AND (value <= {now} - {interval} OR value > {now})
 SELECT p, k FROM {prefix}kv WHERE expires <= {now} ORDER BY expires LIMIT {rows}
 
 -- :delete-expired
-DELETE FROM {prefix}kv WHERE (p, k) IN ({slots}) AND expires <= {now}
+DELETE kv FROM {prefix}kv AS kv FORCE INDEX (PRIMARY) WHERE (p, k) IN ({slots}) AND expires <= {now}
 
 -- :forget-outcomes
 DELETE FROM {prefix}outcomes WHERE written < {now} - {age}
