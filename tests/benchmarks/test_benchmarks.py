@@ -5,10 +5,21 @@ Only the bytes of a commit are exact and so are checked.
 
 from __future__ import annotations
 
+from typing import Never
+
 import pytest
 
-from tests.benchmarks import bytes_written, durable_executions, persisted_transition, tree_size
+from tests.benchmarks import (
+    bytes_written,
+    durable_executions,
+    durable_servers,
+    persisted_transition,
+    server_stores,
+    tree_size,
+)
 from tests.benchmarks.harness import Size, alternate, at_least, at_most, render
+from tests.conftest import NewServer
+from tests.support.servers import MissingServerError
 
 
 def test_persisted_transition_runs() -> None:
@@ -39,6 +50,31 @@ def test_durable_executions_run() -> None:
     peers, store = durable_executions.measure(Size.TINY)
     assert "hsm" in render(peers)
     assert "replayed" in render(store)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("comparison", server_stores.COMPARISONS, ids=lambda comparison: comparison.kind)
+def test_stores_on_servers_are_compared(comparison: server_stores.Comparison, new_server: NewServer) -> None:
+    server = new_server(comparison.kind, durable=True)
+    table = render(server_stores.compare(comparison, server, Size.TINY))
+    assert comparison.against in table
+
+
+@pytest.mark.server
+def test_durable_executions_run_on_postgresql(new_server: NewServer) -> None:
+    table = render(durable_servers.compare(new_server("postgresql", durable=True), Size.TINY))
+    assert "hsm" in table
+    assert "procrastinate" in table
+
+
+def test_server_that_is_missing_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(kind: str, *, durable: bool) -> Never:
+        raise MissingServerError(f"{kind} is missing")
+
+    monkeypatch.setattr(server_stores, "running", missing)
+    monkeypatch.setattr(durable_servers, "running", missing)
+    for table in [*server_stores.measure(Size.TINY), *durable_servers.measure(Size.TINY)]:
+        assert "is missing" in render(table)
 
 
 def test_rounds_alternate() -> None:
