@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from persistence.batcher import Batcher, BeginCommit
+from persistence.batcher import MAX_TRANSACTIONS, Batcher, BeginCommit
 from persistence.decision import prepare
 from persistence.errors import BulkError, BulkItemError, StoreClosedError
 from persistence.retry import delete_with_retries, set_with_retries
@@ -155,15 +155,20 @@ class BatchedStore(BaseStore):
         if not operations:
             return ""
         transaction = prepare(operations, self.limits)
-        lane = lanes[0] if len(lanes) == 1 else lanes[hash(transaction.partition) % len(lanes)]
+        lane = lanes[0] if len(lanes) == 1 else lanes[self.lane_of(transaction.partition)]
         return await lane.submit(transaction)
 
-    def start_lanes(self, *begins: BeginCommit) -> None:
+    def start_lanes(self, *begins: BeginCommit, max_partitions: int = MAX_TRANSACTIONS) -> None:
         """Begin to accept transactions, each lane carrying out its batches by one of `begins`.
 
-        All transactions of a partition go through the same lane. What a commit may raise: see `Batcher`.
+        All transactions of a partition go through the same lane; a batch is about `max_partitions` at most.
+        What a commit may raise: see `Batcher`.
         """
-        self._lanes = [Batcher(begin) for begin in begins]
+        self._lanes = [Batcher(begin, max_partitions=max_partitions) for begin in begins]
+
+    def lane_of(self, partition: str) -> int:
+        """The number of the lane that all transactions of a partition go through."""
+        return hash(partition) % len(self._lanes)
 
     def check_lanes(self) -> None:
         """Return if transactions are accepted.

@@ -21,7 +21,16 @@ from persistence.errors import (
     StoreCorruptError,
 )
 
-__all__ = ["Batcher", "BeginCommit", "Commit", "DataRejectedError", "Finish", "Result", "in_task"]
+__all__ = [
+    "MAX_TRANSACTIONS",
+    "Batcher",
+    "BeginCommit",
+    "Commit",
+    "DataRejectedError",
+    "Finish",
+    "Result",
+    "in_task",
+]
 
 Result: TypeAlias = str | PersistenceError
 """What became of one transaction of a batch: its etag ("" if it wrote no value), or why it was refused."""
@@ -39,7 +48,9 @@ A callback rather than a coroutine: a turn of the event loop more, or a task, co
 more than its statements do.
 """
 
-_MAX_TRANSACTIONS: Final = 1000
+MAX_TRANSACTIONS: Final = 1000
+"""Transactions that share a commit, at most."""
+
 _MAX_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -96,12 +107,21 @@ class Batcher:
     """
 
     def __init__(
-        self, begin: BeginCommit, *, max_transactions: int = _MAX_TRANSACTIONS, max_bytes: int = _MAX_BYTES
+        self,
+        begin: BeginCommit,
+        *,
+        max_transactions: int = MAX_TRANSACTIONS,
+        max_bytes: int = _MAX_BYTES,
+        max_partitions: int = MAX_TRANSACTIONS,
     ) -> None:
-        """Make a lane; a backend whose commit is a coroutine function passes `in_task(commit)`."""
+        """Make a lane; a backend whose commit is a coroutine function passes `in_task(commit)`.
+
+        `max_partitions` is for databases that have room for so many locks only.
+        """
         self._begin = begin
         self._max_transactions = max_transactions
         self._max_bytes = max_bytes
+        self._max_partitions = max_partitions
         self._loop = asyncio.get_running_loop()
         self._pending: list[Transaction] = []
         self._pending_bytes = 0
@@ -179,13 +199,16 @@ class Batcher:
             transaction, future = self._replays.pop()
             return [transaction], [future]
         batch, futures = self._pending, self._futures
-        if len(batch) <= self._max_transactions and self._pending_bytes <= self._max_bytes:
+        most = min(self._max_transactions, self._max_partitions)
+        if len(batch) <= most and self._pending_bytes <= self._max_bytes:
             self._pending, self._futures, self._pending_bytes = [], [], 0
             return batch, futures
         count = size = 0
+        partitions: set[str] = set()
         while count < min(len(batch), self._max_transactions):
+            partitions.add(batch[count].partition)
             size += batch[count].size
-            if size > self._max_bytes and count:
+            if (size > self._max_bytes or len(partitions) > self._max_partitions) and count:
                 size -= batch[count].size
                 break
             count += 1

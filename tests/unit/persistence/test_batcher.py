@@ -18,8 +18,8 @@ from persistence.batcher import Batcher, DataRejectedError, Finish, Result, in_t
 from persistence.decision import Transaction
 
 
-def transaction(name: str, size: int = 1) -> Transaction:
-    return Transaction("", (), ((("", name), b"", None, None),), size)
+def transaction(name: str, size: int = 1, partition: str = "") -> Transaction:
+    return Transaction(partition, (), (((partition, name), b"", None, None),), size)
 
 
 def names(batch: Sequence[Transaction]) -> list[str]:
@@ -219,6 +219,15 @@ async def test_a_batch_is_bounded_in_number_and_bytes() -> None:
     sizes = [60, 60, 30, 5, 5, 500, 1, 1, 1, 1]
     await asyncio.gather(*(lane.submit(transaction(str(n), size)) for n, size in enumerate(sizes)))
     assert backend.batches == [["0"], ["1", "2", "3"], ["4"], ["5"], ["6", "7", "8"], ["9"]]
+
+
+async def test_a_batch_is_bounded_in_partitions() -> None:
+    backend = Backend()
+    backend.answer = all_well
+    lane = Batcher(backend.begin, max_partitions=2)
+    submitted = [transaction(f"{n}", partition=name) for n, name in enumerate("aabbabcaddd")]
+    await asyncio.gather(*(lane.submit(each) for each in submitted))
+    assert ["".join(batch) for batch in backend.batches] == ["012345", "67", "8910"]
 
 
 async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> None:

@@ -1,0 +1,67 @@
+"""The statements for one schema, from the .sql files beside this module."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Final
+
+from persistence.migrations import Migration
+from persistence.paging import Window
+from persistence.statements import named_statements, script
+from persistence.stores.postgresql.dialect import Dialect
+
+__all__ = ["Statements", "migrations"]
+
+_PACKAGE: Final = "persistence.stores.postgresql"
+_QUERIES: Final = named_statements(_PACKAGE, "queries.sql")
+_MIGRATIONS: Final = (Migration(1, script(_PACKAGE, "migrations/0001.sql"), oldest=1),)
+
+
+def _quoted(identifier: str) -> str:
+    # Percent signs doubled, because one announces a parameter.
+    return '"' + identifier.replace('"', '""').replace("%", "%%") + '"'
+
+
+def migrations(schema: str) -> Sequence[Migration]:
+    """All migrations, for one schema."""
+    name = _quoted(schema)
+    return [
+        migration._replace(
+            statements=[statement.replace("{schema}", name) for statement in migration.statements]
+        )
+        for migration in _MIGRATIONS
+    ]
+
+
+class Statements:
+    """The statements by name, with the schema filled in; as bytes, which is what psycopg takes unseen."""
+
+    def __init__(self, schema: str, dialect: Dialect) -> None:
+        name = _quoted(schema)
+        self._texts = {key: text.replace("{schema}", name) for key, text in _QUERIES.items()}
+        if dialect.plain:
+            plain = {key for key in self._texts if key.endswith("-plain")}
+            self._texts |= {key.removesuffix("-plain"): self._texts[key] for key in plain}
+        self._encoded = {key: text.encode() for key, text in self._texts.items()}
+        self.windowed = functools.cache(self._windowed)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._encoded[name]
+
+    def _windowed(self, name: str, reverse: bool, after: bool, bounded: bool) -> bytes:
+        """The statement for windows of one shape; a window without an end has one parameter less."""
+        return (
+            self._texts[name]
+            .replace("{order}", "DESC" if reverse else "ASC")
+            .replace("{above}", ">" if after else ">=")
+            .replace("{below}", "AND k < %b" if bounded else "")
+            .encode()
+        )
+
+    def window(self, name: str, window: Window) -> tuple[bytes, tuple[str, ...]]:
+        """The statement for a window, and its parameters up to the number of rows."""
+        statement = self.windowed(name, window.reverse, window.after, bool(window.end))
+        if window.end:
+            return statement, (window.partition, window.start, window.end)
+        return statement, (window.partition, window.start)
