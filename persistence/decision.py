@@ -31,7 +31,17 @@ from persistence.store import (
     SetRequest,
 )
 
-__all__ = ["Condition", "Decision", "Slot", "Transaction", "Write", "decide", "new_etags", "prepare"]
+__all__ = [
+    "Condition",
+    "Decision",
+    "Slot",
+    "Transaction",
+    "Write",
+    "decide",
+    "mismatch",
+    "new_etags",
+    "prepare",
+]
 
 # These are plain tuples, not named ones: a few are made for every transaction, in the event loop's thread.
 Slot: TypeAlias = tuple[str, str]
@@ -105,7 +115,7 @@ def decide(batch: Sequence[Transaction], stored: MutableMapping[Slot, str], etag
     for transaction, etag in zip(batch, etags, strict=True):
         for slot, expected in transaction.conditions:
             if current(slot) != expected:
-                results.append(_mismatch(slot, expected, current(slot)))
+                results.append(mismatch(slot, expected, current(slot)))
                 break
         else:
             given = ""
@@ -120,7 +130,8 @@ def decide(batch: Sequence[Transaction], stored: MutableMapping[Slot, str], etag
     return Decision(results, writes)
 
 
-def _mismatch(slot: Slot, expected: str | None, found: str | None) -> ETagMismatchError:
+def mismatch(slot: Slot, expected: str | None, found: str | None) -> ETagMismatchError:
+    """The error for a condition that does not hold: the etag expected and the one found (None: absent)."""
     partition, key = slot
     wanted = "to be absent" if expected is None else f"etag {expected}"
     actual = "is absent" if found is None else f"has etag {found}"

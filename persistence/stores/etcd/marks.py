@@ -1,0 +1,115 @@
+"""Commits whose outcome can always be found out.
+
+Each commit also replaces a key of its committer's own, its *mark*, and takes place only if that is still as
+the commit before left it. When an answer does not come, the committer deletes the mark under the same
+condition: if that works, the commit did not take place and never will, wherever in the cluster it may still
+be on its way; if it does not, the mark tells at which revision the commit took place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+from grpc.aio import AioRpcError
+
+from persistence.errors import CommitOutcomeUnknownError, PersistenceError
+from persistence.proto import etcd_pb2
+from persistence.stores.etcd.client import Client
+from persistence.stores.etcd.failures import details_of
+from persistence.stores.etcd.keys import Keyspace
+
+__all__ = ["Mark", "new_mark"]
+
+_LEASE_SECONDS: Final = 3600
+_RENEW_SECONDS: Final = _LEASE_SECONDS / 2
+_PAUSE_SECONDS: Final = 0.1
+_REVOKE_SECONDS: Final = 1.0
+
+
+class Mark:
+    """The mark of one committer, which commits one thing at a time."""
+
+    def __init__(self, key: bytes, lease: int, revision: int, renew_at: float) -> None:
+        self._key = key
+        self._lease = lease
+        self._renew_at = renew_at
+        self._condition = etcd_pb2.Compare(target=etcd_pb2.Compare.MOD, key=key, mod_revision=revision)
+        self._replacement = etcd_pb2.RequestOp(request_put=etcd_pb2.PutRequest(key=key, lease=lease))
+
+    def begin(self) -> etcd_pb2.TxnRequest:
+        """A request of which it can be found out whether it took place; what it is to do is added to it."""
+        request = etcd_pb2.TxnRequest()
+        request.compare.append(self._condition)
+        request.success.append(self._replacement)
+        return request
+
+    def committed(self, revision: int) -> None:
+        """Take note of a commit."""
+        self._condition.mod_revision = revision
+
+    def is_old(self, now: float) -> bool:
+        """Whether its lease may run out before long, by the clock of the event loop."""
+        return now >= self._renew_at
+
+    async def settle(self, client: Client, until: float) -> int | None:
+        """The revision of the commit whose answer did not come; None if it did not and will not take place.
+
+        The mark is of no use any more.
+
+        Raises:
+            CommitOutcomeUnknownError: it could not be found out by then.
+        """
+        delete = etcd_pb2.DeleteRangeRequest(key=self._key)
+        request = etcd_pb2.TxnRequest(
+            compare=[self._condition],
+            success=[etcd_pb2.RequestOp(request_delete_range=delete)],
+            failure=[etcd_pb2.RequestOp(request_range=etcd_pb2.RangeRequest(key=self._key))],
+        )
+        clock = asyncio.get_running_loop().time
+        members = len(client.cluster.endpoints)
+        unanswered: AioRpcError | None = None
+        while (left := until - clock()) > 0:
+            try:
+                answer = await client.try_once(
+                    lambda connection: connection.txn, request, seconds=left / 2 if members > 1 else left
+                )
+            except AioRpcError as error:
+                unanswered = error
+                client.replace_current()
+                await asyncio.sleep(min(_PAUSE_SECONDS, max(0.0, until - clock())))
+                continue
+            if answer.succeeded:
+                return None
+            if rows := answer.responses[0].response_range.kvs:
+                return rows[0].mod_revision
+            if unanswered is not None:
+                return None  # an attempt to delete it did work, although its answer got lost
+            raise CommitOutcomeUnknownError(
+                f"{client.cluster} did not answer a commit, and somebody has deleted the commit's mark"
+            )
+        raise CommitOutcomeUnknownError(
+            f"{client.cluster} did not answer a commit, nor in time the question what became of it"
+            + (f": {details_of(unanswered)}" if unanswered else "")
+        ) from unanswered
+
+    async def revoke(self, client: Client) -> None:
+        """Delete the mark, if that is possible; it vanishes by itself later."""
+        request = etcd_pb2.LeaseRevokeRequest(id=self._lease)
+        with contextlib.suppress(PersistenceError):
+            await client.ask(lambda connection: connection.revoke, request, seconds=_REVOKE_SECONDS)
+
+
+async def new_mark(client: Client, keyspace: Keyspace) -> Mark:
+    """A mark, for commits from now on.
+
+    Raises:
+        StoreUnavailableError: the cluster does not answer, or refuses.
+    """
+    renew_at = asyncio.get_running_loop().time() + _RENEW_SECONDS
+    request = etcd_pb2.LeaseGrantRequest(ttl_seconds=_LEASE_SECONDS)
+    lease = (await client.ask(lambda connection: connection.grant, request)).id
+    key = keyspace.new_commit()
+    answer = await client.ask(lambda connection: connection.put, etcd_pb2.PutRequest(key=key, lease=lease))
+    return Mark(key, lease, answer.header.revision, renew_at)

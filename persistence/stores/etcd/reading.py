@@ -1,0 +1,114 @@
+"""Reading: rows by key, many in a request; pages of a partition, bounded in bytes as well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from persistence.decision import Slot
+from persistence.paging import Page, Window
+from persistence.proto import etcd_pb2
+from persistence.store import GetResponse, Item
+from persistence.stores.etcd.capacity import Capacity
+from persistence.stores.etcd.client import Client
+from persistence.stores.etcd.envelope import etag_of, unpack, unpack_value
+from persistence.stores.etcd.keys import Keyspace
+
+__all__ = ["Reader"]
+
+_PAGE_BYTES: Final = 8 * 1024 * 1024
+_LEAST_ROWS: Final = 4
+_NUL: Final = b"\0"
+
+
+class Reader:
+    """Reads what the whole cluster has agreed on, unless told that one member's word will do."""
+
+    def __init__(self, client: Client, keyspace: Keyspace, capacity: Capacity) -> None:
+        self._client = client
+        self._keyspace = keyspace
+        self._capacity = capacity
+        self._row_bytes = 1  # of the largest rows that were read lately, on average
+
+    async def rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:
+        """Rows by key; absent ones are left out."""
+        answers = await self._ranges(
+            [etcd_pb2.RangeRequest(key=self._keyspace.row(slot), serializable=eventual) for slot in slots]
+        )
+        return {
+            slot: unpack(row.key, row.value, row.mod_revision)
+            for slot, answer in zip(slots, answers, strict=True)
+            for row in answer.kvs
+        }
+
+    async def etags(self, slots: Sequence[Slot], revision: int) -> dict[Slot, str]:
+        """The etags that rows had at a revision; absent rows are left out."""
+        answers = await self._ranges(
+            [
+                etcd_pb2.RangeRequest(key=self._keyspace.row(slot), revision=revision, keys_only=True)
+                for slot in slots
+            ]
+        )
+        return {
+            slot: etag_of(row.mod_revision)
+            for slot, answer in zip(slots, answers, strict=True)
+            for row in answer.kvs
+        }
+
+    async def _ranges(self, requests: Sequence[etcd_pb2.RangeRequest]) -> Sequence[etcd_pb2.RangeResponse]:
+        if len(requests) == 1:
+            return [await self._client.ask(lambda connection: connection.range, requests[0])]
+        groups = await asyncio.gather(
+            *(
+                self._client.ask(
+                    lambda connection: connection.txn,
+                    etcd_pb2.TxnRequest(success=[etcd_pb2.RequestOp(request_range=one) for one in group]),
+                )
+                for group in _groups(requests, self._capacity.operations)
+            )
+        )
+        return [answer.response_range for group in groups for answer in group.responses]
+
+    async def page(self, window: Window, rows: int) -> Page:
+        """At most so many rows from the beginning of a window."""
+        answer = await self._read(window, min(rows, max(_LEAST_ROWS, _PAGE_BYTES // self._row_bytes)))
+        skipped = len(self._keyspace.partition(window.partition))
+        items: list[Item] = []
+        size = 0
+        for row in answer.kvs:
+            size += len(row.value)
+            value = unpack_value(row.key, row.value)
+            items.append(Item(row.key[skipped:].decode(), value, etag_of(row.mod_revision)))
+        if items:
+            # It shrinks slowly, because rows of one size are often together.
+            self._row_bytes = max(size // len(items), self._row_bytes // 2, 1)
+        return Page(items, not answer.more)
+
+    async def keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
+        """At most so many keys from the beginning of a window, and whether they were all."""
+        answer = await self._read(window, rows, keys_only=True)
+        skipped = len(self._keyspace.partition(window.partition))
+        return [row.key[skipped:].decode() for row in answer.kvs], not answer.more
+
+    async def _read(self, window: Window, rows: int, *, keys_only: bool = False) -> etcd_pb2.RangeResponse:
+        first = self._keyspace.partition(window.partition)
+        start, end = first + window.start.encode(), first + window.end.encode()
+        if window.after and not window.reverse:
+            start += _NUL
+        if not window.end:
+            end = self._keyspace.partition_end(window.partition)
+        if start >= end:
+            return etcd_pb2.RangeResponse()
+        request = etcd_pb2.RangeRequest(key=start, range_end=end, limit=rows, keys_only=keys_only)
+        if window.reverse:
+            request.sort_order = etcd_pb2.RangeRequest.DESCEND
+        # No order is the order of keys, too, and one that etcd need not sort.
+        return await self._client.ask(lambda connection: connection.range, request)
+
+
+def _groups(
+    requests: Sequence[etcd_pb2.RangeRequest], size: int
+) -> Iterator[Sequence[etcd_pb2.RangeRequest]]:
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]
