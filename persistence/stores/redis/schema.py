@@ -31,11 +31,13 @@ class ServerFacts:
 
     Attributes:
         version: of Redis, or the one that Valkey stands for.
+        name: and version, for people.
         cluster: it is a node of a cluster.
         durability: what a crash can lose, and how much of it: 0 is the least.
     """
 
     version: tuple[int, ...]
+    name: str
     cluster: bool
     durability: tuple[int, str]
 
@@ -55,11 +57,10 @@ async def inspect(link: Link, where: str, *, allow_eviction: bool) -> ServerFact
     if isinstance(info, RedisError):
         raise translate(info, where) from info
     fields = _fields(info)
-    version = tuple(int(part) for part in fields.get("redis_version", "0").split(".") if part.isdecimal())
+    named = fields.get("redis_version", "0")
+    version = tuple(int(part) for part in named.split(".") if part.isdecimal())
     if version < _OLDEST_SERVER:
-        raise StoreUnavailableError(
-            f"Redis at {where} is version {fields.get('redis_version')}; at least 6.2 is needed"
-        )
+        raise StoreUnavailableError(f"Redis at {where} is version {named}; at least 6.2 is needed")
     if fields.get("role") == "slave":
         raise StoreUnavailableError(f"Redis at {where} is a read-only replica; name its master")
     policy = fields.get("maxmemory_policy", "noeviction")
@@ -70,6 +71,7 @@ async def inspect(link: Link, where: str, *, allow_eviction: bool) -> ServerFact
         )
     return ServerFacts(
         version=version,
+        name=f"Valkey {valkey}" if (valkey := fields.get("valkey_version")) else f"Redis {named}",
         cluster=fields.get("redis_mode") == "cluster",
         durability=_durability(fields.get("aof_enabled") == "1", _setting(appendfsync), _setting(save)),
     )

@@ -44,6 +44,7 @@ class _Open:
     publish: bytes
     cleaner: Cleaner
     durability: str
+    server_version: str
 
     async def aclose(self) -> None:
         """Release everything."""
@@ -96,6 +97,15 @@ class RedisStore(ServerStore):
         """
         return self._opened().durability
 
+    @property
+    def server_version(self) -> str:
+        """Name and version of the server; of a cluster those of its oldest master.
+
+        Raises:
+            StoreClosedError: the store is not open.
+        """
+        return self._opened().server_version
+
     async def _open(self, properties: Mapping[str, str]) -> None:
         options = self._options = self._options.changed(properties)
         target = self._target
@@ -123,6 +133,7 @@ class RedisStore(ServerStore):
             publish=publish,
             cleaner=Cleaner(Sweeper(nodes, reader, layout).turn, options.cleanup_interval.total_seconds()),
             durability=max(fact.durability for fact in facts)[1],
+            server_version=min((fact.version, fact.name) for fact in facts)[1],
         )
         self.start_lanes(*(in_task(lane.commit) for lane in lanes))
 
