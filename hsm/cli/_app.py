@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hsm.cli import _deliver, _demo, _inspect, _stores
 from hsm.cli._database import NAMESPACE, URL_VARIABLE, named_by_environment
+from hsm.cli._errors import one_line
 from hsm.errors import HSMError
 from persistence.errors import PersistenceError
 
@@ -200,7 +201,8 @@ def _run(command: Coroutine[None, None, int]) -> int:
 
 
 def _tell(error: BaseException) -> None:
-    _err().print(f"hsm: {error}", markup=False, highlight=False, soft_wrap=True)
+    # Client libraries put what they have to say on several lines.
+    _err().print(f"hsm: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:

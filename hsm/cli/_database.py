@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from hsm.cli._errors import CommandError
+from hsm.cli._errors import CommandError, one_line
 from hsm.components import callback
 from hsm.components.callback import Outcome, Refused, Request
 from hsm.engine import Engine, EngineOptions
@@ -112,15 +112,11 @@ def import_registry(name: str) -> Registry:
             found = found()
     except (Exception, SystemExit) as error:
         raise CommandError(
-            f"the registry {name!r} cannot be imported: {type(error).__name__}: {_one_line(error)}"
+            f"the registry {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}"
         ) from error
     if not isinstance(found, Registry):
         raise CommandError(f"{name!r} is no Registry, and no function that makes one")
     return found
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _callbacks() -> Registry:

@@ -11,6 +11,7 @@ __all__ = [
     "LineError",
     "MalformedLineError",
     "OversizedLineError",
+    "one_line",
 ]
 
 
@@ -46,3 +47,8 @@ class ConflictingLineError(LineError):
 
 class DamagedRowError(LineError):
     """What the database has under this id cannot be read."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())

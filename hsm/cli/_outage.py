@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from rich.console import Console
 
-from hsm.cli._errors import CommandError
+from hsm.cli._errors import CommandError, one_line
 from hsm.errors import RetryLaterError
 from persistence import StoreBrokenError, StoreUnavailableError
 
@@ -54,11 +54,11 @@ class Outage:
         now = time.monotonic()
         if self._began is None:
             self._began = now
-            self._say(f"{error}; waiting up to {self._patience:g} s for it")
+            self._say(f"{one_line(error)}; waiting up to {self._patience:g} s for it")
         if now - self._began >= self._patience:
             # The same for all who wait, so that it is told once.
             self._end = self._end or CommandError(
-                f"the database was away for {self._patience:g} s: {error};"
+                f"the database was away for {self._patience:g} s: {one_line(error)};"
                 " run the same command again to go on"
             )
             raise self._end from error
