@@ -12,6 +12,14 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `i/<namespace>/<group>/<task>` | immediate task |
 | `d/<task>` | dead letter |
 | `z/<namespace>/<id>/<run>/<ordinal>` | tombstone of a large subtree |
+
+The partition `exec` holds what concerns all shards:
+
+| key | row |
+|---|---|
+| `settings` | what is fixed when the database is first used |
+| `m/<member>` | a process that runs queues |
+| `s/<shard>` | the member that runs the queues of a shard |
 """
 
 from __future__ import annotations
@@ -32,11 +40,13 @@ __all__ = [
     "execution_key",
     "execution_keys",
     "group_prefix",
+    "member_key",
     "node_prefix",
     "parse_execution_key",
     "prefix_end",
     "segment",
     "shard_of",
+    "shard_owner_key",
     "shard_partition",
     "timer_key",
     "tombstone_key",
@@ -77,6 +87,16 @@ def shard_of(namespace: str, id_: str, count: int) -> int:
 def shard_partition(shard: int) -> str:
     """The partition of a shard."""
     return f"exec/{shard}"
+
+
+def member_key(member: str) -> str:
+    """Key of a process that runs queues."""
+    return f"m/{member}"
+
+
+def shard_owner_key(shard: int) -> str:
+    """Key of the row that names who runs the queues of a shard."""
+    return f"s/{shard:06d}"
 
 
 def current_run_key(namespace: str, id_: str) -> str:

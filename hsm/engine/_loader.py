@@ -14,7 +14,7 @@ __all__ = ["Loader"]
 
 
 class Loader:
-    """Offers the rows of a set of shards to the dispatcher, as much as it takes.
+    """Offers the rows of the shards that this process runs to the dispatcher, as much as it takes.
 
     Of each shard's timers the earliest are in memory, up to a horizon; what is due later stays in the store
     until the window has emptied by half.
@@ -23,28 +23,40 @@ class Loader:
     def __init__(
         self,
         store: EngineStore,
-        partitions: Sequence[str],
         dispatcher: Dispatcher,
         window: int,
         reload: Callable[[str], None],
     ) -> None:
         self._store = store
-        self._partitions = partitions
         self._dispatcher = dispatcher
         self._window = window
         self._reload = reload
-        self._timers: dict[str, _TimerWindow] = {partition: _TimerWindow() for partition in partitions}
+        self._timers: dict[str, _TimerWindow] = {}
 
-    async def load_all(self) -> None:
-        """Read everything, from the start."""
-        for partition in self._partitions:
-            await self.load_timers(partition)
-            await self._load_queues(partition)
+    @property
+    def partitions(self) -> Sequence[str]:
+        """The shards that are read."""
+        return list(self._timers)
+
+    def add(self, partition: str) -> None:
+        """Accept the tasks of a shard from now on."""
+        self._timers[partition] = _TimerWindow()
+
+    def remove(self, partition: str) -> None:
+        """Accept no task of a shard any more."""
+        self._timers.pop(partition, None)
+
+    async def load(self, partition: str) -> None:
+        """Read everything of a shard, from the start."""
+        await self.load_timers(partition)
+        await self._load_queues(partition)
 
     async def poll(self, until_nanos: int) -> None:
         """Look for rows that another process has written: timers due until then, and all other tasks."""
-        for partition in self._partitions:
-            window = self._timers[partition]
+        for partition in self.partitions:
+            window = self._timers.get(partition)
+            if window is None:
+                continue
             if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
                 await self.load_timers(partition)
             end = timer_key(until_nanos, "")
@@ -58,9 +70,11 @@ class Loader:
             await self._load_queues(partition)
 
     def offer(self, task: QueuedTask) -> None:
-        """Pass a task on, unless it is a timer beyond the horizon."""
+        """Pass a task on, unless it is a timer beyond the horizon, or of a shard that somebody else runs."""
+        window = self._timers.get(task.partition)
+        if window is None:
+            return
         if task.is_timer:
-            window = self._timers[task.partition]
             if window.horizon and task.key >= window.horizon:
                 return
             # First, for a timer that is due begins to run in there, and is taken out again.
@@ -77,7 +91,9 @@ class Loader:
         """Note that a task has left memory, and read on when a window has emptied."""
         if not task.is_timer:
             return
-        window = self._timers[task.partition]
+        window = self._timers.get(task.partition)
+        if window is None:
+            return
         window.remove(task.key)
         if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
             window.loading = True
@@ -85,7 +101,9 @@ class Loader:
 
     async def load_timers(self, partition: str) -> None:
         """Read the earliest timers of a shard, until enough of them wait."""
-        window = self._timers[partition]
+        window = self._timers.get(partition)
+        if window is None:
+            return
         window.loading = True
         try:
             await self._load_window(partition, window)
@@ -126,7 +144,7 @@ class Loader:
             if task_id in self._dispatcher:
                 continue
             task = QueuedTask.parse(partition, item.key, item.etag, item.value)
-            self._dispatcher.offer(task)
+            self.offer(task)
             if self._dispatcher.full(task.queue):
                 return item.key.removesuffix(task_id)[:-1] + AFTER_SLASH
         return None
@@ -134,12 +152,12 @@ class Loader:
     async def refill(self, queue: QueueKey) -> None:
         """Read tasks of one queue, of which the store holds more than memory does."""
         prefix = group_prefix(*queue)
-        for partition in self._partitions:
+        for partition in self.partitions:
             async for item in self._store.scan(partition, prefix, prefix_end(prefix)):
                 if item.key.rpartition("/")[2] in self._dispatcher:
                     continue
                 # One that is refused may also be one that has ended since this page was read.
-                self._dispatcher.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+                self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
                 if self._dispatcher.full(queue):
                     return
 

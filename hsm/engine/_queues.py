@@ -55,12 +55,14 @@ class Dispatcher:
         buffer: int,
         run: Callable[[QueuedTask], None],
         refill: Callable[[QueueKey], None],
+        allowed: Callable[[], bool] = lambda: True,
     ) -> None:
         self._clock = clock
         self._concurrency = concurrency
         self._buffer = buffer
         self._run = run
         self._refill = refill
+        self._allowed = allowed
         self._queues: dict[QueueKey, TaskQueue] = {}
         self._tasks: dict[str, QueuedTask] = {}
         self._delayed: DeadlineQueue[str] = DeadlineQueue()
@@ -102,6 +104,12 @@ class Dispatcher:
         for queue in list(self._queues.values()):
             self._pump(queue)
         self._arm()
+
+    def resume(self) -> None:
+        """Run what was held back while it was not allowed."""
+        if self._started:
+            for queue in list(self._queues.values()):
+                self._pump(queue)
 
     def stop(self) -> None:
         """Run nothing more; what runs goes on. All the rest stays in the store."""
@@ -169,6 +177,21 @@ class Dispatcher:
             task = self._tasks[task_id]
             self._drop(self._queues[task.queue], task)
 
+    def forget(self, partition: str) -> list[QueuedTask]:
+        """Forget the tasks of a shard; those of them that run, and go on."""
+        running: list[QueuedTask] = []
+        for task in [task for task in self._tasks.values() if task.partition == partition]:
+            if task.id in self._delayed:
+                self._delayed.discard(task.id)
+                self._drop(self._queues[task.queue], task)
+            elif task.run is None or task.run.done():
+                queue = self._queues[task.queue]
+                queue.ready.remove(task)
+                self._drop(queue, task)
+            else:
+                running.append(task)
+        return running
+
     def _drop(self, queue: TaskQueue, task: QueuedTask) -> None:
         del self._tasks[task.id]
         if task.is_timer:
@@ -195,6 +218,8 @@ class Dispatcher:
             return
         ready = queue.ready
         while ready and queue.running < queue.concurrency:
+            if not self._allowed():
+                return
             queue.running += 1
             self._run(ready.popleft())
 

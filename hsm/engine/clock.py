@@ -44,6 +44,10 @@ class Clock(Protocol):
         """Call back on the event loop at `when_ns` or later; at once if that has passed."""
         ...
 
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """Call back on the event loop after a while, whatever time it is called meanwhile."""
+        ...
+
 
 class time_limit:  # noqa: N801 - stands where `asyncio.timeout` would
     """As `asyncio.timeout`, by a clock of ours: cancel the block after a while, and raise `TimeoutError`."""
@@ -85,6 +89,10 @@ class SystemClock:
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
         """See `Clock`."""
         return _WallTimer(self, when_ns, callback)
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """See `Clock`."""
+        return asyncio.get_running_loop().call_later(delay_ns / 1e9, callback)
 
 
 class _WallTimer:

@@ -16,6 +16,7 @@ from hsm.engine import _queries
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
+from hsm.engine._leases import Leases, keep
 from hsm.engine._loader import Loader
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
@@ -44,6 +45,8 @@ ResultT = TypeVar("ResultT")
 
 _log: Final = logging.getLogger("hsm.engine")
 _NANOS_PER_MICROSECOND: Final = 1000
+# A store that does not answer yet keeps nobody from going on.
+_FIRST_LOOK_SECONDS: Final = 2.0
 
 
 class Engine:
@@ -79,12 +82,16 @@ class Engine:
         self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
         self._drainers: list[asyncio.Future[None]] = []
         self._partitions: list[str] = []
+        self._unread: set[str] = set()
         self._unswept: set[str] = set()
         self._recovered = not run_tasks
         self._looking = False
+        self._waker: asyncio.Future[None] | None = None
         self._closing = False
         self._executions: Executions
         self._dispatcher: Dispatcher
+        self._leases: Leases
+        self._settled: asyncio.Future[None]
         self._loader: Loader
         self._worker: Worker
 
@@ -96,23 +103,27 @@ class Engine:
             raise translated(error) from error
         self._partitions = [shard_partition(shard) for shard in range(shards)]
         self._executions = Executions(store, self._registry, options, self._ids, shards, self._committed)
+        self._leases = Leases(
+            store, shards, options.lease_seconds, self._new_id, self._take_shard, self._leave_shard
+        )
         self._dispatcher = Dispatcher(
-            options.clock, self._concurrency, options.queue_buffer, self._spawn, self._refill
+            options.clock,
+            self._concurrency,
+            options.queue_buffer,
+            self._spawn,
+            self._refill,
+            self._leases.valid,
         )
-        self._loader = Loader(
-            store,
-            self._partitions,
-            self._dispatcher,
-            options.timer_window,
-            self._reload_timers,
-        )
+        self._loader = Loader(store, self._dispatcher, options.timer_window, self._reload_timers)
         self._worker = Worker(
             self, store, self._registry, options, self._executions, self._dispatcher, self._loader
         )
+        self._settled = asyncio.get_running_loop().create_future()
         await self._background.__aenter__()
         if self._run_tasks:
-            self._unswept.update(self._partitions)
             self._dispatcher.start()
+            self._read(self._keep_leases)
+            await asyncio.wait((self._settled,), timeout=_FIRST_LOOK_SECONDS)
             self._read(self._keep_reading)
         return self
 
@@ -134,6 +145,7 @@ class Engine:
             try:
                 if self._runs:
                     await asyncio.wait(self._runs)
+                await self._give_shards_back()
             finally:
                 self._worker.close()
                 # What the block raised is the caller's and stays as it is: the group need not know.
@@ -296,8 +308,10 @@ class Engine:
         return (
             not self._recovered
             or self._looking
+            or self._leases.busy
+            or bool(self._unread)
             or self._dispatcher.busy
-            or len(self._readers) > self._run_tasks
+            or len(self._readers) > 2 * self._run_tasks
         )
 
     # What the parts call
@@ -393,10 +407,11 @@ class Engine:
         while True:
             self._looking = True
             try:
+                while self._unread:
+                    await self._read_shard(next(iter(self._unread)))
                 if self._recovered:
                     await self._loader.poll(self._options.clock.time_ns() + 2 * interval)
-                else:
-                    await self._loader.load_all()
+                elif self._leases.settled:
                     self._recovered = True
                 while self._unswept:
                     await self._sweep(self._unswept.pop())
@@ -415,7 +430,59 @@ class Engine:
                 _log.exception("the queues could not be read, which is tried again")
             self._looking = False
             self._wake_drainers()
-            await self._sleep_or(None)
+            self._waker = asyncio.get_running_loop().create_future()
+            await self._sleep_or(self._waker)
+
+    async def _read_shard(self, partition: str) -> None:
+        self._unread.discard(partition)
+        try:
+            await self._loader.load(partition)
+        except BaseException:
+            self._unread.add(partition)
+            raise
+
+    # Leases
+
+    def _new_id(self) -> str:
+        return self._ids.new(self._options.clock.time_ns())
+
+    async def _keep_leases(self) -> None:
+        await keep(self._leases, self._options.clock, self._leases_renewed)
+
+    def _leases_renewed(self) -> None:
+        if not self._settled.done():
+            self._settled.set_result(None)
+        if self._leases.valid():
+            self._dispatcher.resume()
+        if self._unread or not self._recovered:
+            self._look_again()
+        self._wake_drainers()
+
+    def _look_again(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    def _take_shard(self, shard: int) -> None:
+        partition = shard_partition(shard)
+        self._loader.add(partition)
+        self._unread.add(partition)
+        self._unswept.add(partition)
+
+    async def _leave_shard(self, shard: int, patience: float) -> None:
+        """Start nothing more of a shard, and wait a while for what runs."""
+        partition = shard_partition(shard)
+        self._loader.remove(partition)
+        self._unread.discard(partition)
+        self._unswept.discard(partition)
+        running = [task.run for task in self._dispatcher.forget(partition) if task.run is not None]
+        if running and patience:
+            await asyncio.wait(running, timeout=patience)
+
+    async def _give_shards_back(self) -> None:
+        try:
+            await self._leases.close()
+        except storage.PersistenceError as error:
+            _log.info("the leases of this process are left to run out: %s", error)
 
     async def _sweep(self, partition: str) -> None:
         """Sweep a shard; what fails is begun again after the next poll."""

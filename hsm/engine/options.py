@@ -56,6 +56,8 @@ class EngineOptions:
         queue_buffer: waiting tasks that one queue holds in memory; the others stay in the store.
         timer_window: timers that are read ahead from each shard.
         poll_interval: how soon tasks are seen that another process has written.
+        lease_seconds: how long a process keeps its shards without a sign of life, at least 2; it gives one
+            every third of that time.
         cached_executions: trees kept in memory.
         loaded_nodes: rows of a tree that are read at once; a larger tree is loaded in parts.
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
@@ -74,6 +76,7 @@ class EngineOptions:
     queue_buffer: int = 1000
     timer_window: int = 1000
     poll_interval: timedelta = timedelta(milliseconds=500)
+    lease_seconds: int = attrs.field(default=6, validator=attrs.validators.ge(2))
     cached_executions: int = 10_000
     loaded_nodes: int = 128
     delete_rows: int = 100

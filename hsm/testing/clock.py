@@ -55,6 +55,10 @@ class FakeClock:
         heapq.heappush(self._calls, call)
         return call
 
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        """See `Clock`."""
+        return self.call_at(self._now + delay_ns, callback)
+
     def next_call(self) -> datetime | None:
         """When somebody wants to be called next; None if nobody does."""
         while self._calls and self._calls[0].callback is None:

@@ -23,7 +23,8 @@ __all__ = ["TestEngine"]
 
 _TURNS: Final = 3  # until whoever waits for the clock has woken up
 _engines: Final = itertools.count()
-_OPTIONS: Final = EngineOptions(shard_count=1, poll_interval=timedelta(hours=1))
+# A test that goes through years must not stop every second on the way.
+_OPTIONS: Final = EngineOptions(shard_count=1, poll_interval=timedelta(hours=1), lease_seconds=3 * 3600)
 
 
 class TestEngine(Engine):

@@ -241,6 +241,55 @@ class TombstoneRow(google.protobuf.message.Message):
 global___TombstoneRow = TombstoneRow
 
 @typing.final
+class MemberRow(google.protobuf.message.Message):
+    """A process that runs queues. The row expires unless it is written anew in time."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    STARTED_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    host: builtins.str
+    place: builtins.str
+    """Where `pid` means something: boot and namespace of process ids. Empty if nobody can tell."""
+    pid: builtins.int
+    started: builtins.int
+    """When the process started, in ticks since the boot: process ids are used again."""
+    number: builtins.int
+    """Greater than anywhere else in the process."""
+    def __init__(
+        self,
+        *,
+        host: builtins.str = ...,
+        place: builtins.str = ...,
+        pid: builtins.int = ...,
+        started: builtins.int = ...,
+        number: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["host", b"host", "number", b"number", "pid", b"pid", "place", b"place", "started", b"started"]) -> None: ...
+
+global___MemberRow = MemberRow
+
+@typing.final
+class ShardOwnerRow(google.protobuf.message.Message):
+    """Which member runs the queues of a shard."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: builtins.int
+    member: builtins.str
+    def __init__(
+        self,
+        *,
+        member: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["member", b"member"]) -> None: ...
+
+global___ShardOwnerRow = ShardOwnerRow
+
+@typing.final
 class EngineSettings(google.protobuf.message.Message):
     """Fixed when the database is first used."""
 

@@ -293,6 +293,8 @@ async def pending(engine: Engine, ref: Ref) -> list[str]:
 
 
 def small(**changes: Any) -> EngineOptions:
-    """Options for tests: few shards, a poll an hour, no surprise by chance."""
-    plain = EngineOptions(shard_count=2, poll_interval=timedelta(hours=1), random=random.Random(1))
+    """Options for tests: few shards, a poll and a sign of life an hour, no surprise by chance."""
+    plain = EngineOptions(
+        shard_count=2, poll_interval=timedelta(hours=1), lease_seconds=3 * 3600, random=random.Random(1)
+    )
     return attrs.evolve(plain, **changes)

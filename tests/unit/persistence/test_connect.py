@@ -106,7 +106,7 @@ def test_unknown_scheme_names_the_known_ones_and_no_password(scheme: str) -> Non
 
 @pytest.mark.parametrize("url", ["", "state.db", "//user:secret@host", "user:secret@host"])
 def test_url_without_a_scheme_names_the_known_ones_and_no_password(url: str) -> None:
-    with pytest.raises(UnknownSchemeError, match="memory.*, sqlite") as unknown:
+    with pytest.raises(UnknownSchemeError, match=r"memory.*, sqlite") as unknown:
         connect(url)
     assert "secret" not in str(unknown.value)
 

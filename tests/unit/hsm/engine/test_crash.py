@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from hsm import Collection, Environment, Node, Ref, TransitionOutput
 from hsm.engine import EngineOptions
 from hsm.errors import RetryLaterError
-from hsm.testing import CutOffError, FakeClock, FaultyStore, TestEngine
+from hsm.testing import Call as StoreCall, CutOffError, FakeClock, FaultyStore, TestEngine
+from hsm.testing.faults import Hook
+from persistence.executions import SETTINGS_PARTITION
 from persistence.store import EngineStore
 from tests.support.databases import Database
 from tests.support.jobs import (
@@ -30,7 +33,7 @@ from tests.support.jobs import (
 )
 
 SECOND = timedelta(seconds=1)
-OPTIONS = small(delete_rows=2, loaded_nodes=2, poll_interval=30 * SECOND, max_attempts=3)
+OPTIONS = small(delete_rows=2, loaded_nodes=2, poll_interval=30 * SECOND, lease_seconds=90, max_attempts=3)
 
 
 async def call(env: Environment, ref: Ref, task: Lasting) -> None:
@@ -134,14 +137,33 @@ async def test_story_cut_off_at_a_write(
     await check_end(world, database, clock)
 
 
+def partition_of(request: object) -> str:
+    """Where a write goes."""
+    first = request[0] if isinstance(request, Sequence) else request
+    return getattr(first, "partition", "")
+
+
+def cut_off_after(store: FaultyStore, writes: int) -> Hook:
+    """Let so many writes to the execution through, that of a start which finds it there among them."""
+    left = writes
+
+    async def count(call: StoreCall) -> None:
+        nonlocal left
+        if call.write and partition_of(call.request) != SETTINGS_PARTITION:
+            left -= 1
+            if left < 0:
+                store.cut_off()
+
+    return count
+
+
 @pytest.mark.parametrize("every", [2, 3, 5])
 async def test_story_cut_off_again_and_again(database: Database, clock: FakeClock, every: int) -> None:
     """Each run gets a few writes further than the last one; repeating the start is one of them."""
     world = new_world()
     for _ in range(60):
         store = FaultyStore(database.store)
-        # A start that finds the execution there is a write, too.
-        store.cut_off_at(every + 2, carried_out=False)
+        store.before = cut_off_after(store, every)
         try:
             await story(world, store, clock, OPTIONS)
         except (CutOffError, RetryLaterError):

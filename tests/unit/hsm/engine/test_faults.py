@@ -115,7 +115,9 @@ async def test_engine_starts_though_the_store_answers_only_later(
             raise storage.StoreUnavailableError("not yet")
 
     store.before = fail_scans
-    async with TestEngine(world.registry, store, small(poll_interval=SECOND), clock=clock) as engine:
+    async with TestEngine(
+        world.registry, store, small(poll_interval=SECOND, lease_seconds=2), clock=clock
+    ) as engine:
         for _ in range(3):
             clock.advance(SECOND)
             await asyncio.sleep(0.01)

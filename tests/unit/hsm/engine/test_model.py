@@ -128,6 +128,7 @@ options = st.builds(
     cached_executions=st.sampled_from([1, 10]),
     shard_count=st.just(1),
     poll_interval=st.just(10 * SECOND),
+    lease_seconds=st.just(30),
     backoff=st.just(Backoff(SECOND, 4 * SECOND)),
 )
 

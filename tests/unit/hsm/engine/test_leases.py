@@ -1,0 +1,242 @@
+"""Leases: every shard is run by one engine at a time, and by somebody soon after its engine has gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from hsm.engine import _leases
+from hsm.engine._leases import owner_of
+from hsm.engine._processes import Presence, is_gone
+from hsm.ref import ExecutionKey, Ref
+from hsm.testing import CutOffError, FakeClock, FaultyStore, TestEngine
+from persistence.executions import SETTINGS_PARTITION
+from persistence.proto.execution_pb2 import MemberRow
+from persistence.store import DeleteRequest, EngineStore, Feature
+from tests.support.databases import Database
+from tests.support.jobs import Job, Lasting, World, log, noted, small, started
+
+SHARDS = 8
+ROUND = timedelta(seconds=10)
+OPTIONS = small(shard_count=SHARDS, poll_interval=timedelta(seconds=1), lease_seconds=30)
+
+
+class Process(TestEngine):
+    """An engine with a store of its own, that can die."""
+
+    def __init__(self, world: World, store: EngineStore, clock: FakeClock) -> None:
+        self.line = FaultyStore(store)
+        super().__init__(world.registry, self.line, OPTIONS, clock=clock)
+
+    @property
+    def shards(self) -> set[int]:
+        return set(self._leases.owned)
+
+    async def die(self) -> None:
+        """Lose the line to the store, and end without having said so."""
+        self.line.cut_off()
+        await self.__aexit__(CutOffError, CutOffError(), None)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as entered:
+        yield entered
+
+
+async def begun(world: World, database: Database, clock: FakeClock, stack: AsyncExitStack) -> Process:
+    return await stack.enter_async_context(Process(world, await database.open(), clock))
+
+
+async def rounds(clock: FakeClock, *processes: Process, count: int = 3) -> None:
+    for _ in range(count):
+        clock.advance(ROUND)
+        for process in processes:
+            await process._settle()
+
+
+async def test_lone_engine_runs_every_shard_at_once(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    alone = await begun(world, database, clock, stack)
+    assert alone.shards == set(range(SHARDS))
+
+
+async def test_engines_divide_the_shards_and_run_each_task_once(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    ran: list[tuple[object, str]] = []
+
+    async def run(env: object, ref: Ref, task: Lasting) -> None:
+        ran.append((env, task.name))
+
+    world.on(Lasting, run)
+    processes = [await begun(world, database, clock, stack) for _ in range(3)]
+    await rounds(clock, *processes)
+    owned = [process.shards for process in processes]
+    assert all(owned)
+    assert sorted(shard for shards in owned for shard in shards) == list(range(SHARDS))
+
+    names = [f"job-{number}" for number in range(40)]
+    for name in names:
+        await started(processes[0], name, Lasting(name))
+    await rounds(clock, *processes)
+    assert sorted(name for _, name in ran) == sorted(names)
+    assert {env for env, _ in ran} == set(processes)
+    assert await database.queued() == []
+
+
+async def test_shards_of_an_engine_that_closes_go_to_the_others(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    one = await begun(world, database, clock, stack)
+    async with Process(world, await database.open(), clock) as other:
+        await rounds(clock, one, other)
+        assert other.shards
+    assert await members(database) == [f"m/{one._leases._member}"]
+    await rounds(clock, one, count=1)
+    assert one.shards == set(range(SHARDS))
+
+
+async def test_engine_that_died_here_is_not_waited_for(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    dead = Process(world, await database.open(), clock)
+    await dead.__aenter__()
+    await dead.die()
+    async with Process(world, await database.open(), clock) as heir:
+        assert heir.shards == set(range(SHARDS))
+
+
+async def members(database: Database) -> list[str]:
+    items = database.store.scan(SETTINGS_PARTITION, "m/", "m0")
+    return [item.key async for item in items]
+
+
+async def forget_members(database: Database) -> None:
+    """As if the leases of all had run out."""
+    for key in await members(database):
+        await database.store.delete(DeleteRequest(partition=SETTINGS_PARTITION, key=key))
+
+
+async def test_lease_that_ran_out_is_lost_and_another_one_taken(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    slow = await begun(world, database, clock, stack)
+    member = slow._leases._member
+    await forget_members(database)
+    other = await begun(world, database, clock, stack)
+    assert other.shards == set(range(SHARDS))
+    await rounds(clock, slow, other)
+    assert slow._leases._member != member
+    assert slow.shards | other.shards == set(range(SHARDS))
+    assert not slow.shards & other.shards
+
+
+async def test_engine_that_stood_still_runs_nothing_until_it_has_a_lease_again(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.on(Lasting, noted)
+    engine = await begun(world, database, clock, stack)
+    real = _leases._now
+    monkeypatch.setattr(_leases, "_now", lambda: real() + 3600)
+    ref = await started(engine, "job", Lasting("call"))
+    assert world.names() == []
+    await rounds(clock, engine, count=1)
+    assert world.names() == ["call"]
+    assert await engine.read(ref, log) == ["call"]
+
+
+async def test_answer_that_was_lost_costs_no_lease(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    engine = await begun(world, database, clock, stack)
+    member = engine._leases._member
+
+    async def lose_an_answer(call: object) -> None:
+        engine.line.after = None
+        raise CutOffError
+
+    engine.line.after = lose_an_answer
+    await rounds(clock, engine)
+    assert engine._leases._member == member
+    assert engine.shards == set(range(SHARDS))
+
+
+class Immortal(FaultyStore):
+    """A store whose rows do not expire."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return super().features - {Feature.TTL}
+
+
+async def test_where_rows_do_not_expire_a_silent_member_is_dead(
+    world: World, database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_leases, "is_gone", lambda _: False)
+    dead = Process(world, await database.open(), clock)
+    await dead.__aenter__()
+    await dead.die()
+    async with TestEngine(world.registry, Immortal(database.store), OPTIONS, clock=clock) as heir:
+        await rounds(clock, heir)  # type: ignore[arg-type]  # any engine of tests will do
+        assert heir._leases.owned != frozenset(range(SHARDS))
+        real = _leases._now
+        monkeypatch.setattr(_leases, "_now", lambda: real() + 60)
+        await rounds(clock, heir)  # type: ignore[arg-type]  # as above
+        assert heir._leases.owned == frozenset(range(SHARDS))
+
+
+async def test_engine_that_runs_no_tasks_takes_no_shard(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store, OPTIONS, run_tasks=False) as reader:
+        await reader.start(ExecutionKey("", "x"), Job())
+        assert await members(database) == []
+
+
+def test_a_process_that_is_gone_is_known_by_its_start() -> None:
+    presence = Presence()
+    row = presence.row()
+    assert not is_gone(row)
+    elsewhere = MemberRow()
+    elsewhere.CopyFrom(row)
+    elsewhere.place = "another machine"
+    elsewhere.pid = 2**22 + 1
+    assert not is_gone(elsewhere)
+    if not row.place:
+        pytest.skip("nothing is known of processes here")
+    reused = MemberRow()
+    reused.CopyFrom(row)
+    reused.started -= 1
+    assert is_gone(reused)
+    absent = MemberRow()
+    absent.CopyFrom(row)
+    absent.pid = 2**22 + 1
+    assert is_gone(absent)
+    parent = MemberRow()
+    parent.CopyFrom(row)
+    parent.pid, parent.started = (
+        os.getppid(),
+        int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]),
+    )
+    assert not is_gone(parent)
+    presence.end()
+    assert is_gone(row)
+
+
+@given(
+    st.sets(st.text(max_size=5), min_size=2, max_size=8), st.integers(min_value=1, max_value=64), st.data()
+)
+def test_a_member_that_leaves_moves_only_its_own_shards(
+    names: set[str], shards: int, data: st.DataObject
+) -> None:
+    leaver = data.draw(st.sampled_from(sorted(names)))
+    before = {shard: owner_of(shard, names) for shard in range(shards)}
+    after = {shard: owner_of(shard, names - {leaver}) for shard in range(shards)}
+    for shard in range(shards):
+        assert before[shard] == after[shard] or before[shard] == leaver
