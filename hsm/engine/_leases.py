@@ -20,7 +20,7 @@ from hsm.engine._execution import decode_row
 from hsm.engine._processes import Presence, is_gone
 from hsm.engine.clock import Clock
 from hsm.errors import SerializationError
-from persistence.errors import ETagMismatchError
+from persistence.errors import ETagMismatchError, StoreUnavailableError
 from persistence.executions import (
     AFTER_SLASH,
     SETTINGS_PARTITION,
@@ -299,13 +299,18 @@ class Leases:
 
 async def keep(leases: Leases, clock: Clock, changed: Callable[[], None]) -> None:
     """Go round for ever; `changed` is called after each."""
+    held = False
     while True:
         pause = leases.interval
         try:
             await leases.round()
         except Exception as error:  # noqa: BLE001 - without the store there is no lease, and nothing is run
-            _log.warning("the leases could not be renewed, which is tried again: %r", error)
+            level = logging.DEBUG if isinstance(error, StoreUnavailableError) else logging.WARNING
+            _log.log(level, "the lease could not be renewed, which is tried again: %r", error)
             pause *= _IMPATIENCE
+        if held and not leases.valid():
+            _log.warning("the lease has run out; no task is run until there is a new one")
+        held = leases.valid()
         changed()
         await _sleep(clock, pause)
 

@@ -24,6 +24,7 @@ from typing import Final
 from hsm import Environment, ExecutionKey, Node, Ref, Registry
 from hsm.engine import Engine
 from persistence import CheckRequest, EngineStore, Operation, connect, require
+from persistence.executions import SETTINGS_PARTITION
 from persistence.stores.sqlite import SqliteStore
 from tests.benchmarks.deliveries import Delivery, Send, new_registry, schedule, send
 from tests.benchmarks.harness import (
@@ -168,7 +169,8 @@ class _RecordingStore(SqliteStore):
 
     async def multi(self, operations: Sequence[Operation]) -> str:
         etag = await super().multi(operations)
-        self.recorded.append((operations, etag))
+        if operations[0].partition != SETTINGS_PARTITION:
+            self.recorded.append((operations, etag))
         return etag
 
 

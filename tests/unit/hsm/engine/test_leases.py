@@ -22,7 +22,7 @@ from persistence.store import DeleteRequest, EngineStore, Feature
 from tests.support.databases import Database
 from tests.support.jobs import Job, Lasting, World, log, noted, small, started
 
-SHARDS = 8
+SHARDS = 32
 ROUND = timedelta(seconds=10)
 OPTIONS = small(shard_count=SHARDS, poll_interval=timedelta(seconds=1), lease_seconds=30)
 
