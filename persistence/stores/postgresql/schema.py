@@ -37,8 +37,11 @@ async def ensure_schema(session: Session, schema: str, dialect: Dialect, *, crea
     if not missing_migrations(known, found, where):
         return
     if not create:
-        missing = "has no tables of ours" if not found.version else f"has the older version {found.version}"
-        raise StoreUnavailableError(f"{where} {missing}, and create=false forbids to make them")
+        if not found.version:
+            raise StoreUnavailableError(f"there is no store in {where}")
+        raise StoreUnavailableError(
+            f"{where} has the older version {found.version}, and create=false forbids to bring it up to date"
+        )
     try:
         await _migrate(session, sql, schema, known, dialect, where)
     except psycopg.errors.InsufficientPrivilege as error:
