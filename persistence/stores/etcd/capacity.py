@@ -27,29 +27,28 @@ class Capacity:
     Attributes:
         operations: of one transaction: the nested ones, and the largest list within one of them.
         request_bytes: that a request of several multis may have.
+        limits: what one multi of ours may hold.
     """
 
     def __init__(self) -> None:
         self.operations: int = _MOST_OPERATIONS
         self.request_bytes: int = _REQUEST_BYTES
-        self._largest_bytes = ETCD.limits.transaction_bytes
+        self.limits: Limits = ETCD.limits
 
-    @property
-    def limits(self) -> Limits:
-        """What one request of ours may hold."""
-        limits = ETCD.limits
-        return attrs.evolve(
-            limits,
-            operations=min(limits.operations, self.operations - _OWN_OPERATIONS),
-            transaction_bytes=self._largest_bytes,
-            value_bytes=min(limits.value_bytes, self._largest_bytes),
-        )
-
-    def refused(self, size: int, *, alone: bool) -> None:
+    def refuse_bytes(self, size: int, *, alone: bool) -> None:
         """Take note that a request was too large for the server: one multi alone, or several."""
         if alone:
-            self._largest_bytes = max(_LEAST_BYTES, min(self._largest_bytes, size - 1))
+            largest = max(_LEAST_BYTES, min(self.limits.transaction_bytes, size - 1))
+            self.limits = attrs.evolve(
+                self.limits, transaction_bytes=largest, value_bytes=min(ETCD.limits.value_bytes, largest)
+            )
         self.request_bytes = max(_LEAST_BYTES, min(self.request_bytes, size) // 2)
+
+    def take_operations(self, operations: int) -> None:
+        """Take note of how many operations the server takes."""
+        self.operations = max(_OWN_OPERATIONS + 1, operations)
+        most = min(ETCD.limits.operations, self.operations - _OWN_OPERATIONS)
+        self.limits = attrs.evolve(self.limits, operations=most)
 
     async def find_out(self, client: Client, key: bytes) -> None:
         """Ask how many operations the server takes (its flag `--max-txn-ops`).
@@ -58,7 +57,7 @@ class Capacity:
             PersistenceError: it does not answer.
         """
         if await _takes(client, key, _MOST_OPERATIONS):
-            self.operations = _MOST_OPERATIONS
+            self.take_operations(_MOST_OPERATIONS)
             return
         taken, refused = _OWN_OPERATIONS, _MOST_OPERATIONS
         while refused - taken > 1:
@@ -67,7 +66,7 @@ class Capacity:
                 taken = middle
             else:
                 refused = middle
-        self.operations = max(taken, _OWN_OPERATIONS + 1)
+        self.take_operations(taken)
 
 
 async def _takes(client: Client, key: bytes, operations: int) -> bool:

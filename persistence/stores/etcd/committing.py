@@ -171,9 +171,9 @@ class Committer:
         if is_too_many_operations(error):
             before = self._capacity.operations
             await self._capacity.find_out(self._client, self._keyspace.meta)
-            self._capacity.operations = min(self._capacity.operations, before - 1)
+            self._capacity.take_operations(min(self._capacity.operations, before - 1))
         elif is_too_large(error):
-            self._capacity.refused(size, alone=len(transactions) == 1)
+            self._capacity.refuse_bytes(size, alone=len(transactions) == 1)
         else:
             raise translate(error, where) from error
         if len(transactions) > 1:

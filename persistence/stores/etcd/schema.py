@@ -11,12 +11,28 @@ from persistence.proto import etcd_pb2
 from persistence.stores.etcd.client import Client
 from persistence.stores.etcd.keys import Keyspace
 
-__all__ = ["MIGRATIONS", "open_schema"]
+__all__ = ["MIGRATIONS", "check_version", "open_schema"]
 
 MIGRATIONS: Final = (Migration(version=1, statements=(), oldest=1),)
 """The versions of what `keys` and `envelope` describe."""
 
 _APPLICATION: Final = "hsm-toolkit"
+_OLDEST_SERVER: Final = (3, 4)
+
+
+async def check_version(client: Client) -> str:
+    """The version of the member that answers.
+
+    Raises:
+        StoreUnavailableError: it is older than 3.4, or does not answer.
+    """
+    answer = await client.ask(lambda connection: connection.status, etcd_pb2.StatusRequest())
+    numbers = [int(number) for number in answer.version.split(".")[:2] if number.isdecimal()]
+    if tuple(numbers) < _OLDEST_SERVER:
+        raise StoreUnavailableError(
+            f"{client.cluster} is etcd {answer.version}; 3.4 is the oldest that will do"
+        )
+    return answer.version
 
 
 async def open_schema(client: Client, keyspace: Keyspace, *, create: bool) -> None:

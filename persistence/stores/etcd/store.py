@@ -23,7 +23,7 @@ from persistence.stores.etcd.deleting import delete_family
 from persistence.stores.etcd.keys import Keyspace
 from persistence.stores.etcd.leases import Leases
 from persistence.stores.etcd.reading import Reader
-from persistence.stores.etcd.schema import open_schema
+from persistence.stores.etcd.schema import check_version, open_schema
 from persistence.stores.etcd.settings import Cluster, EtcdOptions, parse_url
 from persistence.stores.etcd.watches import Watcher
 from persistence.stores.etcd.writing import Writer
@@ -35,6 +35,7 @@ __all__ = ["EtcdStore", "from_url"]
 class _Open:
     """What an open store has."""
 
+    version: str
     client: Client
     keyspace: Keyspace
     capacity: Capacity
@@ -93,12 +94,22 @@ class EtcdStore(ServerStore):
             " --unsafe-no-fsync, which cannot be asked: then a crash of the machine can lose writes"
         )
 
+    @property
+    def server_version(self) -> str:
+        """Name and version of the member that was asked first.
+
+        Raises:
+            StoreClosedError: the store is not open.
+        """
+        return f"etcd {self._opened().version}"
+
     async def _open(self, properties: Mapping[str, str]) -> None:
         options = self._options = self._options.changed(properties)
         client = Client(self._cluster, options, read_credentials(self._cluster, options))
         keyspace = Keyspace(options.prefix)
         capacity = Capacity()
         try:
+            version = await check_version(client)
             await open_schema(client, keyspace, create=options.create)
             await capacity.find_out(client, keyspace.meta)
         except BaseException:
@@ -108,7 +119,7 @@ class EtcdStore(ServerStore):
         leases = Leases(client)
         writers = [Writer(client, keyspace, capacity, reader, leases) for _ in range(options.lanes)]
         watcher = Watcher(client, keyspace)
-        self._state = _Open(client, keyspace, capacity, reader, leases, writers, watcher)
+        self._state = _Open(version, client, keyspace, capacity, reader, leases, writers, watcher)
         self.start_lanes(*(in_task(writer.commit) for writer in writers))
 
     async def _close(self) -> None:

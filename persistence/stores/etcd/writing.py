@@ -50,12 +50,12 @@ class Writer:
             now, deferred = plan(
                 batch, waiting, self._capacity, prefix_bytes=self._prefix_bytes, most=_PARALLEL
             )
-            outcomes = await asyncio.gather(
-                *(
-                    committer.carry_out([batch[index] for index in indexes], until)
-                    for committer, indexes in zip(self._committers, now, strict=False)
-                )
-            )
+            works = [
+                committer.carry_out([batch[index] for index in indexes], until)
+                for committer, indexes in zip(self._committers, now, strict=False)
+            ]
+            # A task for each costs a lone transaction more than its conditions do.
+            outcomes = [await works[0]] if len(works) == 1 else await asyncio.gather(*works)
             again: list[int] = []
             for indexes, outcome in zip(now, outcomes, strict=True):
                 if outcome is None:
