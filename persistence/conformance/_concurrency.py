@@ -79,6 +79,22 @@ async def two_stores_race_without_losing_increments(world: World) -> None:
 
 
 @cases.case(Feature.ETAG, Feature.TRANSACTIONAL)
+async def racing_writes_of_one_key_have_different_etags(world: World) -> None:
+    """Also if they share a commit: whose value was replaced must not pass for the one who replaced it."""
+    for turn in range(_ROUNDS):
+        writes = [[world.set_request("key", f"{turn} {number}".encode())] for number in range(_CALLERS)]
+        etags = await asyncio.gather(*(world.transactional.multi(operations) for operations in writes))
+        expect_equal(len(set(etags)), _CALLERS, "different etags")
+        expect(await world.etag("key") in etags, "the row has an etag that nobody was given")
+        last = etags.index(await world.etag("key"))
+        expect_equal(await world.value("key"), writes[last][0].value, "value")
+        for number, etag in enumerate(etags):
+            if number != last:
+                with Refused(ETagMismatchError):
+                    await world.set("key", b"late", etag=etag)
+
+
+@cases.case(Feature.ETAG, Feature.TRANSACTIONAL)
 async def crossing_checks_of_absence_let_one_win(world: World) -> None:
     """No write skew: of "A absent, write B" and "B absent, write A" at most one may win."""
     for turn in range(_CALLERS):

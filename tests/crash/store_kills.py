@@ -56,6 +56,7 @@ _READERS: Final = 2
 _PARTS: Final = ("a", "b", "c")
 _PAUSE_SECONDS: Final = 0.02
 _RECOVERY_SECONDS: Final = 60
+_PATIENCE_SECONDS: Final = 1
 _CHECK_EVERY: Final = 5
 _WRONG_ETAG: Final = "f" * 16
 
@@ -210,7 +211,8 @@ async def kill_and_start(server: Server, writers: Sequence[Writer], books: Books
     """One kill at a random moment under load."""
     await asyncio.sleep(random.uniform(0, 0.1))
     await asyncio.to_thread(server.kill)
-    await asyncio.sleep(random.uniform(0, 0.3))
+    # Shorter and longer than what requests wait for: some are carried out after the restart, others refused.
+    await asyncio.sleep(random.uniform(0, 2 * _PATIENCE_SECONDS))
     await asyncio.to_thread(server.start)
     try:
         async with asyncio.timeout(_RECOVERY_SECONDS):
@@ -297,6 +299,9 @@ def _under_way(books: Books, rows: Counter[str]) -> set[str]:
 async def run_kills(server: Server, kills: int) -> Books:
     """The whole story on one empty database of a server."""
     url = server.fresh_url()
+    url += (
+        f"{'&' if '?' in url else '?'}connect_timeout={_PATIENCE_SECONDS}&request_timeout={_PATIENCE_SECONDS}"
+    )
     books = Books()
     async with require(connect(url), EngineStore) as store, load(store, books) as writers:
         async with asyncio.timeout(_RECOVERY_SECONDS):

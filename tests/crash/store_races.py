@@ -341,14 +341,18 @@ class Multi:
 
 
 def unserialisable(multis: Sequence[Multi], stored: dict[str, str | None]) -> list[str]:
-    """Why no order of the multis explains what each has read, and what is stored now."""
+    """Why no order of the multis explains what each has read, and what is stored now.
+
+    Two multis may share an etag, as they do on a server that counts commits, but not for one key.
+    """
     problems: list[str] = []
-    if len({multi.etag for multi in multis}) != len(multis):
-        problems.append("two multis have the same etag")
-    by_etag: dict[str | None, Multi] = {multi.etag: multi for multi in multis}
+    writers: dict[tuple[str, str | None], Multi] = {}
     overwriters: dict[tuple[str, str | None], list[Multi]] = {}
     for multi in multis:
         for key in multi.written:
+            if (key, multi.etag) in writers:
+                problems.append(f"{multi.name} and {writers[key, multi.etag].name} gave {key} the same etag")
+            writers[key, multi.etag] = multi
             overwriters.setdefault((key, multi.read[key]), []).append(multi)
     for key, stored_etag in stored.items():
         chain: list[str | None] = [None]
@@ -362,21 +366,23 @@ def unserialisable(multis: Sequence[Multi], stored: dict[str, str | None]) -> li
             problems.append(f"the writes of {key} are not one chain")
         if stored_etag != chain[-1]:
             problems.append(f"{key} has another etag than its last writer was given")
-    before: dict[str, set[str]] = {multi.etag: set() for multi in multis}
+    before: dict[str, set[str]] = {multi.name: set() for multi in multis}
     for multi in multis:
         for key, etag in multi.read.items():
             if etag is not None:
-                if etag not in by_etag or key not in by_etag[etag].written:
+                writer = writers.get((key, etag))
+                if writer is None:
                     problems.append(f"{multi.name} read an etag of {key} that nobody was given")
                     continue
-                before[multi.etag].add(etag)
+                if writer is not multi:
+                    before[multi.name].add(writer.name)
             for overwriter in overwriters.get((key, etag), []):
                 if overwriter is not multi:
-                    before[overwriter.etag].add(multi.etag)
+                    before[overwriter.name].add(multi.name)
     try:
         TopologicalSorter(before).prepare()
     except CycleError as error:
-        problems.append(f"no order explains {[by_etag[etag].name for etag in error.args[1]]}")
+        problems.append(f"no order explains {error.args[1]}")
     return problems
 
 
