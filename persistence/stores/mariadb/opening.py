@@ -58,7 +58,10 @@ class ServerFacts:
 
     @property
     def limits(self) -> Limits:
-        """What one request may hold: a row has to fit into a packet, in hexadecimal."""
+        """What one request may hold.
+
+        A row has to fit into a packet, in hexadecimal; larger transactions are sent in several packets.
+        """
         room = (self.packet_bytes - _STATEMENT_BYTES) // 2
         usual = MARIADB.limits
         return Limits(
@@ -154,11 +157,11 @@ class Opener:
         place = options.socket or f"{address.host}:{address.port}"
         self.where: str = f"database {address.database!r} at {place}"
 
-    async def open(self) -> tuple[Session, ServerFacts]:
+    async def open(self, *, to_write: bool = True) -> tuple[Session, ServerFacts]:
         """Open a session, and look at the server.
 
         Raises:
-            StoreUnavailableError: there is no server, it refuses us, or is not one to write to.
+            StoreUnavailableError: there is no server, it refuses us, or is not one `to_write` to.
         """
         session: Session | None = None
         try:
@@ -166,7 +169,8 @@ class Opener:
                 session = await connect_session(self._address, self._options.socket, self._tls)
                 (answer,) = await session.run(_READ_VARIABLES)
                 facts = ServerFacts(session.server_version, dict(answer.rows))
-                facts.check(self.where)
+                if to_write:
+                    facts.check(self.where)
                 await session.run(facts.settings(self._options))
         except (ConnectionLostError, ServerError, TimeoutError) as error:
             if session is not None:
@@ -178,13 +182,22 @@ class Opener:
             raise
         return session, facts
 
-    async def open_session(self) -> Session:
-        """Open a session.
+    async def open_writer(self) -> Session:
+        """Open a session that writes.
 
         Raises:
             StoreUnavailableError: there is no server, it refuses us, or is not one to write to.
         """
         session, _ = await self.open()
+        return session
+
+    async def open_reader(self) -> Session:
+        """Open a session that reads.
+
+        Raises:
+            StoreUnavailableError: there is no server, or it refuses us.
+        """
+        session, _ = await self.open(to_write=False)
         return session
 
     def _unavailable(self, error: Exception) -> PersistenceError:

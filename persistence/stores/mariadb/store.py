@@ -43,6 +43,7 @@ class _Open:
     """What an open store has."""
 
     facts: ServerFacts
+    limits: Limits
     statements: Statements
     pool: Pool
     reader: Reader
@@ -82,7 +83,7 @@ class MariaDBStore(ServerStore):
     @property
     def limits(self) -> Limits:
         """What one request may hold; when open, also according to the server's max_allowed_packet."""
-        return MARIADB.limits if self._state is None else self._state.facts.limits
+        return MARIADB.limits if self._state is None else self._state.limits
 
     @property
     def durability(self) -> str:
@@ -114,10 +115,10 @@ class MariaDBStore(ServerStore):
             await session.close()
         self._options = options
         timeout_seconds = options.request_timeout.total_seconds()
-        pool = Pool(opener.open_session, options.readers)
+        pool = Pool(opener.open_reader, options.readers)
         lanes = [
             Lane(
-                opener.open_session,
+                opener.open_writer,
                 statements,
                 most_bytes=most_bytes,
                 timeout_seconds=timeout_seconds,
@@ -128,6 +129,7 @@ class MariaDBStore(ServerStore):
         ]
         self._state = _Open(
             facts=facts,
+            limits=facts.limits,
             statements=statements,
             pool=pool,
             reader=Reader(
@@ -166,7 +168,8 @@ class MariaDBStore(ServerStore):
         """
         self.check_open()
         check_partition(partition)
-        return await self._opened().lanes[0].delete_family(partition, check_prefix(prefix))
+        lanes = self._opened().lanes
+        return await lanes[self.lane_of(partition)].delete_family(partition, check_prefix(prefix))
 
     async def _clean(self) -> None:
         state = self._opened()
