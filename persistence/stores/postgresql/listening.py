@@ -60,6 +60,7 @@ class Listener:
         # Long enough that a renewal which takes its time still comes before any writer looks away.
         request_seconds = connector.options.request_timeout.total_seconds()
         self._life_seconds = round(max(_LEAST_LIFE_SECONDS, 6 * request_seconds))
+        self._renewal_seconds = self._life_seconds / 3
         self._margin_seconds = round(2 * request_seconds)
         self._watched: dict[int, _Watched] = {}
         self._session: Session | None = None
@@ -122,7 +123,7 @@ class Listener:
 
     async def _listen(self, session: Session) -> None:
         while True:
-            notices = session.connection.notifies(timeout=self._life_seconds / 3)
+            notices = session.connection.notifies(timeout=self._renewal_seconds)
             async with contextlib.aclosing(notices):
                 async for notice in notices:
                     self._tell(notice.payload)

@@ -23,29 +23,39 @@ _META_COLUMNS: Final = ["name", "value"]
 _TABLES: Final = ("kv", "meta", "watchers", "epoch")
 
 
-async def ensure_schema(session: Session, schema: str, dialect: Dialect, *, create: bool) -> None:
+async def ensure_schema(
+    session: Session, schema: str, dialect: Dialect, *, create: bool, deadline: float
+) -> None:
     """Bring the schema to the version that this release needs; nothing is written if it is there already.
 
     Raises:
         StoreCorruptError: tables of these names are not ours, or too new; they were left as they were.
         StoreUnavailableError: something is missing, and `create` or the rights of the role forbid to make it.
     """
+    where = f"schema {schema!r} of {session.where}"
+    try:
+        with session.until(deadline):
+            await _ensure(session, schema, dialect, where, create=create)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StoreUnavailableError(f"the role may not make or use the tables of {where}: {error}") from error
+    except psycopg.Error as error:
+        raise session.failure(error) from error
+
+
+async def _ensure(session: Session, schema: str, dialect: Dialect, where: str, *, create: bool) -> None:
     sql = Statements(schema, dialect)
     known = migrations(schema)
-    where = f"schema {schema!r} of {session.where}"
     found = await _version(session, sql, schema, where)
     if not missing_migrations(known, found, where):
         return
-    if not create:
-        if not found.version:
-            raise StoreUnavailableError(f"there is no store in {where}")
-        raise StoreUnavailableError(
-            f"{where} has the older version {found.version}, and create=false forbids to bring it up to date"
-        )
-    try:
+    if create:
         await _migrate(session, sql, schema, known, dialect, where)
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise StoreUnavailableError(f"the role may not make the tables of {where}: {error}") from error
+    elif found.version:
+        raise StoreUnavailableError(
+            f"{where} has the older version {found.version}, and create=false forbids to change it"
+        )
+    else:
+        raise StoreUnavailableError(f"there is no store in {where}")
 
 
 async def _version(session: Session, sql: Statements, schema: str, where: str) -> SchemaVersion:

@@ -231,12 +231,15 @@ class Connector:
         self._check(facts)
         options = self.options
         settings = {
+            # The defaults of a role or a database may be others.
+            "default_transaction_read_only": "off",
             "lock_timeout": _milliseconds(options.lock_timeout.total_seconds()),
             "statement_timeout": _milliseconds(options.request_timeout.total_seconds()),
             "idle_in_transaction_session_timeout": _milliseconds(options.idle_timeout.total_seconds()),
         }
         if not facts.dialect.plain:
             settings |= _PLANS
+            settings["default_transaction_isolation"] = "read committed"
             # So that the server, too, gives a client up that has stopped reading.
             settings["tcp_user_timeout"] = _milliseconds(options.request_timeout.total_seconds())
             if synchronous in _WEAKER_THAN_ON:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import attrs
 from psycopg import ProgrammingError
@@ -18,6 +18,7 @@ from persistence.settings import Properties
 __all__ = ["PostgresOptions", "divide_url"]
 
 _IDENTIFIER_BYTES: Final = 63
+_LARGEST_PORT: Final = 65535
 _JDBC_NAMES: Final = frozenset({"ssl"})
 
 
@@ -105,7 +106,8 @@ def divide_url(url: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
                 f"unknown PostgreSQL option {name!r}; known are {known}, and the parameters of libpq"
             )
         if name in theirs - ours:
-            kept.append(pair)
+            # libpq does not take an equals sign as it is, but people write `options=-c jit=off`.
+            kept.append(f"{name}={quote(unquote_to_bytes(text))}")
         elif name in options:
             raise InvalidRequestError(f"PostgreSQL option {name} is given twice")
         else:
@@ -118,4 +120,8 @@ def divide_url(url: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
             "the URL of the store cannot be read; it is postgresql://user:password@host:port/database, with"
             " special characters of each part as %xx"
         ) from None
+    for port in str(parameters.get("port", "")).split(","):
+        # libpq would find out when it connects.
+        if port and not (port.isascii() and port.isdecimal() and 0 < int(port) <= _LARGEST_PORT):
+            raise InvalidRequestError(f"port {port!r} in the URL of the store is not a number up to 65535")
     return {name: str(value) for name, value in parameters.items()}, options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -107,7 +108,10 @@ class PostgresStore(ServerStore):
         sql = Statements(options.schema, facts.dialect)
         lanes = [Lane(connector, facts.dialect, sql) for _ in range(options.lanes)]
         try:
-            await ensure_schema(session, options.schema, facts.dialect, create=options.create)
+            deadline = asyncio.get_running_loop().time() + options.request_timeout.total_seconds()
+            await ensure_schema(
+                session, options.schema, facts.dialect, create=options.create, deadline=deadline
+            )
             for lane in lanes:
                 await lane.open()
         except BaseException:
