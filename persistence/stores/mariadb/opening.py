@@ -38,6 +38,14 @@ _VARIABLES: Final = (
     "sync_binlog",
     "wsrep_on",
 )
+# Each of these has a default that somebody can have changed for the whole server; sql_select_limit would even
+# shorten the list of the variables.
+_COMMON_SETTINGS: Final = (
+    "SET SESSION sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_BACKSLASH_ESCAPES',"
+    "SESSION time_zone='+00:00',SESSION autocommit=1,SESSION completion_type='NO_CHAIN',"
+    f"SESSION sql_select_limit={2**64 - 1},SESSION sql_safe_updates=0,SESSION sql_big_selects=1;"
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
+)
 _READ_VARIABLES: Final = "SHOW VARIABLES WHERE Variable_name IN ({})".format(
     ",".join(f"'{name}'" for name in _VARIABLES)
 )
@@ -54,7 +62,7 @@ class ServerFacts:
     @property
     def packet_bytes(self) -> int:
         """What one packet of statements may have."""
-        return int(self.variables["max_allowed_packet"])
+        return int(self.variables.get("max_allowed_packet", "0"))
 
     @property
     def limits(self) -> Limits:
@@ -116,19 +124,10 @@ class ServerFacts:
         return ""
 
     def settings(self, options: MariaDBOptions) -> str:
-        """The statements that make a session what we need, whatever the server's defaults are."""
+        """The statement that tells a session how long to wait, as far as this server knows how."""
         idle_seconds = whole_seconds(options.idle_timeout)
         request_seconds = options.request_timeout.total_seconds()
-        values: dict[str, str | int | float] = {
-            "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_BACKSLASH_ESCAPES'",
-            "time_zone": "'+00:00'",
-            "autocommit": 1,
-            "completion_type": "'NO_CHAIN'",
-            "sql_select_limit": 2**64 - 1,
-            "sql_safe_updates": 0,
-            "sql_big_selects": 1,
-            "innodb_lock_wait_timeout": whole_seconds(options.lock_timeout),
-        }
+        values: dict[str, int | float] = {"innodb_lock_wait_timeout": whole_seconds(options.lock_timeout)}
         if "idle_transaction_timeout" in self.variables:
             values["idle_transaction_timeout"] = idle_seconds
         else:
@@ -140,8 +139,7 @@ class ServerFacts:
         if "in_predicate_conversion_threshold" in self.variables:
             # Else a long IN becomes a table that is joined, and our index is not used.
             values["in_predicate_conversion_threshold"] = 0
-        assignments = ",".join(f"SESSION {name}={value}" for name, value in values.items())
-        return f"SET {assignments};SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
+        return "SET " + ",".join(f"SESSION {name}={value}" for name, value in values.items())
 
     def _is_on(self, name: str) -> bool:
         return self.variables.get(name, "OFF") not in {"OFF", "0"}
@@ -167,7 +165,7 @@ class Opener:
         try:
             async with asyncio.timeout(self._options.connect_timeout.total_seconds()):
                 session = await connect_session(self._address, self._options.socket, self._tls)
-                (answer,) = await session.run(_READ_VARIABLES)
+                *_, answer = await session.run(f"{_COMMON_SETTINGS};{_READ_VARIABLES}")
                 facts = ServerFacts(session.server_version, dict(answer.rows))
                 if to_write:
                     facts.check(self.where)
