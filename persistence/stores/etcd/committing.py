@@ -52,12 +52,12 @@ class Outcome(NamedTuple):
     Attributes:
         results: an entry a transaction.
         found: etags (None: absent) that keys are now known to have.
-        failure: why none could be carried out.
+        unavailable: set if the cluster cannot be used, so that trying anything else now makes no sense.
     """
 
     results: Sequence[Result]
     found: Mapping[Slot, str | None]
-    failure: PersistenceError | None = None
+    unavailable: StoreUnavailableError | None = None
 
 
 class _TryAgainError(Exception):
@@ -88,7 +88,8 @@ class Committer:
         Raises:
             StoreCorruptError: the cluster says that its data are damaged.
         """
-        failure: PersistenceError = StoreUnavailableError(f"{self._client.cluster} did not answer in time")
+        late = StoreUnavailableError(f"{self._client.cluster} did not answer in time")
+        failure: PersistenceError = late
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 if self._now() >= until:
@@ -102,7 +103,10 @@ class Committer:
             raise
         except PersistenceError as error:
             failure = error
-        return Outcome([failure] * len(transactions), {}, failure)
+        if isinstance(failure, StoreUnavailableError):
+            return Outcome([failure] * len(transactions), {}, failure)
+        unknown = isinstance(failure, CommitOutcomeUnknownError)
+        return Outcome([failure] * len(transactions), {}, late if unknown else None)
 
     async def aclose(self) -> None:
         """Delete the mark."""
@@ -117,15 +121,19 @@ class Committer:
                 etcd_pb2.RangeRequest(key=self._keyspace.meta, keys_only=True),
                 seconds=max(0.0, until - self._now()),
             )
-        mark = await self._fresh_mark()
-        leases = await self._leases.grant(times_to_live(transactions))
+        mark = await self._fresh_mark(until)
+        leases = await self._leases.grant(times_to_live(transactions), max(0.0, until - self._now()))
+        left = until - self._now()
+        if left <= 0:
+            raise StoreUnavailableError(f"{self._client.cluster} did not answer in time")
         request = mark.begin()
         for transaction in transactions:
             add_transaction(request, transaction, self._keyspace, leases)
         self._mark = None  # until it is known again what it should be
-        seconds = max(0.0, until - self._now()) * _ANSWER_SHARE
         try:
-            answer = await self._client.try_once(lambda connection: connection.txn, request, seconds=seconds)
+            answer = await self._client.try_once(
+                lambda connection: connection.txn, request, seconds=left * _ANSWER_SHARE
+            )
         except AioRpcError as error:
             if is_refused(error):
                 self._mark = mark
@@ -138,23 +146,26 @@ class Committer:
                 raise _TryAgainError(translate(error, str(self._client.cluster))) from error
             outcome = await self._look_back(transactions, revision)
         else:
-            if not answer.succeeded:
+            if answer.succeeded:
+                revision = answer.header.revision
+                mark.committed(revision)
+                self._mark = mark
+                succeeded = [nested.response_txn.succeeded for nested in answer.responses[1:]]
+                outcome = await self._outcome(transactions, revision, succeeded)
+            elif (revision := mark.earlier(answer)) is not None:
+                outcome = await self._look_back(transactions, revision)
+            else:
                 self._leases.give_back(leases.values())
                 deleted = f"somebody has deleted the mark of commits in {self._client.cluster}"
                 raise _TryAgainError(StoreUnavailableError(deleted))
-            revision = answer.header.revision
-            mark.committed(revision)
-            self._mark = mark
-            succeeded = [nested.response_txn.succeeded for nested in answer.responses[1:]]
-            outcome = await self._outcome(transactions, revision, succeeded)
         self._give_back_unused(leases, transactions, outcome)
         return outcome
 
-    async def _fresh_mark(self) -> Mark:
+    async def _fresh_mark(self, until: float) -> Mark:
         mark = self._mark
         if mark is None or mark.is_old(self._now()):
             # An old one is left to its lease.
-            mark = self._mark = await new_mark(self._client, self._keyspace)
+            mark = self._mark = await new_mark(self._client, self._keyspace, max(0.0, until - self._now()))
         return mark
 
     async def _refused(

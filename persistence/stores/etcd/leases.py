@@ -38,22 +38,22 @@ class Leases:
         self._client = client
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def grant(self, ttls: Iterable[int]) -> Mapping[int, Lease]:
-        """A lease for each time to live, in seconds.
+    async def grant(self, ttls: Iterable[int], seconds: float) -> Mapping[int, Lease]:
+        """A lease for each time to live (in seconds), granted within so many seconds.
 
         Raises:
             PersistenceError: one could not be granted.
         """
-        seconds = list(ttls)
-        if not seconds:
+        asked = list(ttls)
+        if not asked:
             return {}
-        leases = await asyncio.gather(*map(self._grant, seconds))
-        return dict(zip(seconds, leases, strict=True))
+        leases = await asyncio.gather(*(self._grant(ttl, seconds) for ttl in asked))
+        return dict(zip(asked, leases, strict=True))
 
-    async def _grant(self, seconds: int) -> Lease:
+    async def _grant(self, ttl: int, seconds: float) -> Lease:
         now = time.time_ns() // _NANOSECONDS_PER_MILLISECOND
-        request = etcd_pb2.LeaseGrantRequest(ttl_seconds=seconds)
-        answer = await self._client.ask(lambda connection: connection.grant, request)
+        request = etcd_pb2.LeaseGrantRequest(ttl_seconds=ttl)
+        answer = await self._client.ask(lambda connection: connection.grant, request, seconds=seconds)
         return Lease(answer.id, now + answer.ttl_seconds * _MILLISECONDS)
 
     def give_back(self, leases: Iterable[Lease]) -> None:

@@ -37,17 +37,27 @@ class Mark:
         self._renew_at = renew_at
         self._condition = etcd_pb2.Compare(target=etcd_pb2.Compare.MOD, key=key, mod_revision=revision)
         self._replacement = etcd_pb2.RequestOp(request_put=etcd_pb2.PutRequest(key=key, lease=lease))
+        self._look = etcd_pb2.RequestOp(request_range=etcd_pb2.RangeRequest(key=key))
 
     def begin(self) -> etcd_pb2.TxnRequest:
         """A request of which it can be found out whether it took place; what it is to do is added to it."""
-        request = etcd_pb2.TxnRequest()
-        request.compare.append(self._condition)
-        request.success.append(self._replacement)
-        return request
+        return etcd_pb2.TxnRequest(
+            compare=[self._condition], success=[self._replacement], failure=[self._look]
+        )
 
     def committed(self, revision: int) -> None:
         """Take note of a commit."""
         self._condition.mod_revision = revision
+
+    @staticmethod
+    def earlier(answer: etcd_pb2.TxnResponse) -> int | None:
+        """Of a request that found the mark changed: the revision at which an earlier copy of it took place.
+
+        gRPC may send a request again by itself, if it is sure that the server has not seen it. None: there
+        was no copy; the mark is gone.
+        """
+        rows = answer.responses[0].response_range.kvs
+        return rows[0].mod_revision if rows else None
 
     def is_old(self, now: float) -> bool:
         """Whether its lease may run out before long, by the clock of the event loop."""
@@ -65,7 +75,7 @@ class Mark:
         request = etcd_pb2.TxnRequest(
             compare=[self._condition],
             success=[etcd_pb2.RequestOp(request_delete_range=delete)],
-            failure=[etcd_pb2.RequestOp(request_range=etcd_pb2.RangeRequest(key=self._key))],
+            failure=[self._look],
         )
         clock = asyncio.get_running_loop().time
         members = len(client.cluster.endpoints)
@@ -82,8 +92,8 @@ class Mark:
                 continue
             if answer.succeeded:
                 return None
-            if rows := answer.responses[0].response_range.kvs:
-                return rows[0].mod_revision
+            if (revision := self.earlier(answer)) is not None:
+                return revision
             if unanswered is not None:
                 return None  # an attempt to delete it did work, although its answer got lost
             raise CommitOutcomeUnknownError(
@@ -101,15 +111,17 @@ class Mark:
             await client.ask(lambda connection: connection.revoke, request, seconds=_REVOKE_SECONDS)
 
 
-async def new_mark(client: Client, keyspace: Keyspace) -> Mark:
-    """A mark, for commits from now on.
+async def new_mark(client: Client, keyspace: Keyspace, seconds: float) -> Mark:
+    """A mark, for commits from now on; made within so many seconds.
 
     Raises:
         StoreUnavailableError: the cluster does not answer, or refuses.
     """
-    renew_at = asyncio.get_running_loop().time() + _RENEW_SECONDS
+    clock = asyncio.get_running_loop().time
+    begun = clock()
     request = etcd_pb2.LeaseGrantRequest(ttl_seconds=_LEASE_SECONDS)
-    lease = (await client.ask(lambda connection: connection.grant, request)).id
-    key = keyspace.new_commit()
-    answer = await client.ask(lambda connection: connection.put, etcd_pb2.PutRequest(key=key, lease=lease))
-    return Mark(key, lease, answer.header.revision, renew_at)
+    lease = (await client.ask(lambda connection: connection.grant, request, seconds=seconds)).id
+    put = etcd_pb2.PutRequest(key=keyspace.new_commit(), lease=lease)
+    left = max(0.0, begun + seconds - clock())
+    answer = await client.ask(lambda connection: connection.put, put, seconds=left)
+    return Mark(put.key, lease, answer.header.revision, begun + _RENEW_SECONDS)

@@ -63,9 +63,9 @@ class Writer:
                     continue
                 results.update(zip(indexes, outcome.results, strict=True))
                 known.update(outcome.found)
-                if outcome.failure is not None:
+                if outcome.unavailable is not None:
                     # Those that wait would fail in the same way, each after a time-out of its own.
-                    results.update(dict.fromkeys(deferred, outcome.failure))
+                    results.update(dict.fromkeys(deferred, outcome.unavailable))
                     deferred = []
             waiting = sorted([*again, *_undecided(batch, deferred, known, results)])
         return [results[index] for index in range(len(batch))]
