@@ -69,7 +69,10 @@ async def test_first_write_whose_reply_is_lost_is_not_refused_by_itself(
 
 async def test_delete_whose_reply_is_lost_was_carried_out(store: RedisStore, relay: Relay) -> None:
     etag = await store.multi([put("key")])
-    assert await struck(relay, Fault.LOSE_REPLY, store, [DeleteRequest(partition="p", key="key", etag=etag)]) == ""
+    assert (
+        await struck(relay, Fault.LOSE_REPLY, store, [DeleteRequest(partition="p", key="key", etag=etag)])
+        == ""
+    )
     assert await value(store, "key") is None
 
 
@@ -83,7 +86,12 @@ async def test_refusal_whose_reply_is_lost_is_a_refusal(store: RedisStore, relay
 async def test_each_of_several_has_its_own_outcome(store: RedisStore, relay: Relay) -> None:
     await store.multi([put("key")])
     relay.plan(COMMIT.digest, Fault.LOSE_REPLY)
-    multis = [[put("a")], [put("key", b"wrong", "0" * 16)], [put("b")], [DeleteRequest(partition="p", key="key")]]
+    multis: list[list[Operation]] = [
+        [put("a")],
+        [put("key", b"wrong", "0" * 16)],
+        [put("b")],
+        [DeleteRequest(partition="p", key="key")],
+    ]
     outcomes = await asyncio.gather(*(store.multi(multi) for multi in multis), return_exceptions=True)
     assert relay.struck.is_set()
     assert [type(outcome) for outcome in outcomes] == [str, ETagMismatchError, str, str]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     ClusterDownError,
     MasterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -28,7 +31,20 @@ __all__ = ["describe", "is_moving", "surely_not_written", "translate"]
 
 # A script in a slot that is moving away, which asks for a key that has gone already.
 _GONE_KEY: Final = "non local key"
-_REFUSALS: Final = ("BUSY ", "MISCONF", "NOREPLICAS", "UNKILLABLE", "NOAUTH", "ERR max number of clients")
+_REFUSED: Final = (
+    AskError,  # and MovedError
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,  # to call a script; one that a script lacks is another error
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+# Redis 6 does not pass the code of an error on that ends a script, but quotes the whole.
+_REFUSALS: Final = re.compile(
+    r"BUSY |MISCONF |NOREPLICAS |.*-(OOM|MISCONF|READONLY|NOREPLICAS) ", re.DOTALL
+).match
 
 
 def describe(error: BaseException) -> str:
@@ -49,22 +65,18 @@ def surely_not_written(error: RedisError) -> bool:
     Our scripts ask for everything that can fail before they write, and a server refuses a script's first
     write, or none of them. What is not listed here would be news.
     """
-    if isinstance(error, NoPermissionError):
-        # Permissions can end in the middle of a script.
-        return "script" not in str(error).lower()
     if not isinstance(error, ResponseError):
         return True
-    refused = OutOfMemoryError | ReadOnlyError | ClusterDownError | MasterDownError | TryAgainError
     text = str(error)
     return (
-        isinstance(error, refused) or "WRONGTYPE" in text or _GONE_KEY in text or text.startswith(_REFUSALS)
+        isinstance(error, _REFUSED) or "WRONGTYPE" in text or _GONE_KEY in text or _REFUSALS(text) is not None
     )
 
 
 def translate(error: BaseException, where: str, *, connecting: bool = False) -> PersistenceError:
     """The error of ours that says what happened, and names the server."""
     text = describe(error)
-    if isinstance(error, AuthenticationError | NoPermissionError):
+    if isinstance(error, AuthenticationError | NoPermissionError) or text.startswith("ACL failure"):
         return StoreUnavailableError(f"Redis at {where} refuses us: {text}")
     if text.startswith("FOREIGN "):
         return StoreCorruptError(f"key {text.removeprefix('FOREIGN ')!r} in Redis at {where} is not ours")

@@ -72,7 +72,7 @@ async def inspect(link: Link, where: str, *, allow_eviction: bool) -> ServerFact
     return ServerFacts(
         version=version,
         name=f"Valkey {valkey}" if (valkey := fields.get("valkey_version")) else f"Redis {named}",
-        cluster=fields.get("redis_mode") == "cluster",
+        cluster=fields.get("cluster_enabled") == "1",
         durability=_durability(fields.get("aof_enabled") == "1", _setting(appendfsync), _setting(save)),
     )
 
