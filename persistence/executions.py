@@ -20,6 +20,7 @@ The partition `exec` holds what concerns all shards:
 | `settings` | what is fixed when the database is first used |
 | `m/<member>` | a process that runs queues |
 | `s/<shard>` | the member that runs the queues of a shard |
+| `b/<shard>` | written to wake up the member that runs a shard |
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "AFTER_SLASH",
     "SETTINGS_KEY",
     "SETTINGS_PARTITION",
+    "bell_key",
     "current_run_key",
     "dead_letter_key",
     "escape",
@@ -46,6 +48,7 @@ __all__ = [
     "prefix_end",
     "segment",
     "shard_of",
+    "shard_of_bell",
     "shard_owner_key",
     "shard_partition",
     "timer_key",
@@ -92,6 +95,16 @@ def shard_partition(shard: int) -> str:
 def member_key(member: str) -> str:
     """Key of a process that runs queues."""
     return f"m/{member}"
+
+
+def bell_key(shard: int) -> str:
+    """Key of the row that is written to wake up whoever runs a shard."""
+    return f"b/{shard:06d}"
+
+
+def shard_of_bell(key: str) -> int | None:
+    """The shard of a key that `bell_key` has made; None for another key."""
+    return int(key.removeprefix("b/")) if key.startswith("b/") else None
 
 
 def shard_owner_key(shard: int) -> str:

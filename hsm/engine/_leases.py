@@ -49,6 +49,7 @@ _RENEWALS: Final = 3
 # A process must be the first to believe that its lease is over.
 _MARGIN: Final = 0.8
 _IMPATIENCE: Final = 0.25
+_PAUSE_SECONDS: Final = 0.1
 _NANOS: Final = 10**9
 
 
@@ -112,6 +113,8 @@ class Leases:
         self._owned: dict[int, str] = {}
         self._settled = False
         self._busy = False
+        self._waker: asyncio.Future[None] | None = None
+        self._hurried = False
 
     @property
     def owned(self) -> frozenset[int]:
@@ -136,6 +139,22 @@ class Leases:
     def valid(self) -> bool:
         """Whether what is ours is certainly nobody else's."""
         return _now() < self._valid_until
+
+    def hurry(self) -> None:
+        """Let the next round begin soon: a shard has changed hands."""
+        if self._waker is not None and not self._waker.done():
+            self._hurried = True
+            self._waker.set_result(None)
+
+    async def rest(self, clock: Clock, seconds: float) -> None:
+        """Wait for the time of the next round."""
+        loop = asyncio.get_running_loop()
+        self._hurried = False
+        self._waker = loop.create_future()
+        await _sleep(clock, seconds, self._waker)
+        if self._hurried:
+            # Several shards may change hands together.
+            await _sleep(clock, _PAUSE_SECONDS, loop.create_future())
 
     async def round(self) -> None:
         """Stay alive, see who else is, take what is ours and leave what is not.
@@ -312,11 +331,10 @@ async def keep(leases: Leases, clock: Clock, changed: Callable[[], None]) -> Non
             _log.warning("the lease has run out; no task is run until there is a new one")
         held = leases.valid()
         changed()
-        await _sleep(clock, pause)
+        await leases.rest(clock, pause)
 
 
-async def _sleep(clock: Clock, seconds: float) -> None:
-    waker = asyncio.get_running_loop().create_future()
+async def _sleep(clock: Clock, seconds: float, waker: asyncio.Future[None]) -> None:
     alarm = clock.call_later(
         round(seconds * _NANOS), lambda: None if waker.done() else waker.set_result(None)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
@@ -51,9 +51,15 @@ class Loader:
         await self.load_timers(partition)
         await self._load_queues(partition)
 
-    async def poll(self, until_nanos: int) -> None:
-        """Look for rows that another process has written: timers due until then, and all other tasks."""
-        for partition in self.partitions:
+    def __contains__(self, partition: object) -> bool:
+        return partition in self._timers
+
+    async def poll(self, until_nanos: int, partitions: Iterable[str] | None = None) -> None:
+        """Look for rows that another process has written: timers due until then, and all other tasks.
+
+        In all shards, unless some are named.
+        """
+        for partition in self.partitions if partitions is None else partitions:
             window = self._timers.get(partition)
             if window is None:
                 continue

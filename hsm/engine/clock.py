@@ -9,7 +9,16 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Protocol
 
-__all__ = ["Clock", "SystemClock", "TimerHandle", "from_nanos", "time_limit", "to_nanos"]
+__all__ = [
+    "Clock",
+    "SystemClock",
+    "TimerHandle",
+    "from_nanos",
+    "nanos_of",
+    "sleep_until",
+    "time_limit",
+    "to_nanos",
+]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -23,6 +32,11 @@ def to_nanos(moment: datetime) -> int:
 def from_nanos(nanos: int) -> datetime:
     """The aware datetime, in UTC, of nanoseconds since 1970; whole microseconds, rounded down."""
     return _EPOCH + timedelta(microseconds=nanos // 1000)
+
+
+def nanos_of(duration: timedelta) -> int:
+    """A duration in nanoseconds."""
+    return duration // _MICROSECOND * 1000
 
 
 class TimerHandle(Protocol):
@@ -47,6 +61,15 @@ class Clock(Protocol):
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> TimerHandle:
         """Call back on the event loop after a while, whatever time it is called meanwhile."""
         ...
+
+
+async def sleep_until(clock: Clock, when_ns: int, waker: asyncio.Future[None]) -> None:
+    """Wait until a time, or until `waker` is done."""
+    alarm = clock.call_at(when_ns, lambda: None if waker.done() else waker.set_result(None))
+    try:
+        await waker
+    finally:
+        alarm.cancel()
 
 
 class time_limit:  # noqa: N801 - stands where `asyncio.timeout` would

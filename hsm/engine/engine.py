@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -16,15 +15,13 @@ from hsm.engine import _queries
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
-from hsm.engine._leases import Leases, keep
-from hsm.engine._loader import Loader
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine._settings import shard_count
+from hsm.engine._shards import Shards
 from hsm.engine._start import start_execution
-from hsm.engine._sweeper import sweep
 from hsm.engine._worker import Worker
-from hsm.engine.clock import from_nanos, time_limit
+from hsm.engine.clock import from_nanos, nanos_of, sleep_until, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree
 from hsm.engine.options import EngineOptions
@@ -35,7 +32,7 @@ from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
 from persistence import errors as storage
-from persistence.executions import dead_letter_key, shard_partition
+from persistence.executions import dead_letter_key
 from persistence.proto.execution_pb2 import DeadLetterRow
 from persistence.store import DeleteRequest, EngineStore, GetRequest, SetRequest
 
@@ -44,9 +41,6 @@ __all__ = ["Engine"]
 ResultT = TypeVar("ResultT")
 
 _log: Final = logging.getLogger("hsm.engine")
-_NANOS_PER_MICROSECOND: Final = 1000
-# A store that does not answer yet keeps nobody from going on.
-_FIRST_LOOK_SECONDS: Final = 2.0
 
 
 class Engine:
@@ -74,25 +68,15 @@ class Engine:
         self._options = options or EngineOptions()
         self._run_tasks = run_tasks
         self._ids = IdSource(self._options.random)
-        self._background = asyncio.TaskGroup()
         # Executors run in this, not in that of whoever happens to commit their task.
         self._context = contextvars.copy_context()
         self._runs: set[asyncio.Task[None]] = set()
-        self._readers: set[asyncio.Task[None]] = set()
         self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
         self._drainers: list[asyncio.Future[None]] = []
-        self._partitions: list[str] = []
-        self._unread: set[str] = set()
-        self._unswept: set[str] = set()
-        self._recovered = not run_tasks
-        self._looking = False
-        self._waker: asyncio.Future[None] | None = None
         self._closing = False
         self._executions: Executions
         self._dispatcher: Dispatcher
-        self._leases: Leases
-        self._settled: asyncio.Future[None]
-        self._loader: Loader
+        self._shards: Shards
         self._worker: Worker
 
     async def __aenter__(self) -> Self:
@@ -101,30 +85,15 @@ class Engine:
             shards = await shard_count(store, options.shard_count, create=options.create)
         except storage.PersistenceError as error:
             raise translated(error) from error
-        self._partitions = [shard_partition(shard) for shard in range(shards)]
         self._executions = Executions(store, self._registry, options, self._ids, shards, self._committed)
-        self._leases = Leases(
-            store, shards, options.lease_seconds, self._new_id, self._take_shard, self._leave_shard
+        self._shards = Shards(
+            store, shards, options, self._new_id, self._concurrency, self._spawn, self._wake_drainers
         )
-        self._dispatcher = Dispatcher(
-            options.clock,
-            self._concurrency,
-            options.queue_buffer,
-            self._spawn,
-            self._refill,
-            self._leases.valid,
-        )
-        self._loader = Loader(store, self._dispatcher, options.timer_window, self._reload_timers)
+        self._dispatcher = self._shards.dispatcher
         self._worker = Worker(
-            self, store, self._registry, options, self._executions, self._dispatcher, self._loader
+            self, store, self._registry, options, self._executions, self._dispatcher, self._shards.loader
         )
-        self._settled = asyncio.get_running_loop().create_future()
-        await self._background.__aenter__()
-        if self._run_tasks:
-            self._dispatcher.start()
-            self._read(self._keep_leases)
-            await asyncio.wait((self._settled,), timeout=_FIRST_LOOK_SECONDS)
-            self._read(self._keep_reading)
+        await self._shards.open(run_tasks=self._run_tasks)
         return self
 
     async def __aexit__(
@@ -132,9 +101,7 @@ class Engine:
     ) -> None:
         """Start no more tasks, wait for those that run, and leave the rest in the store."""
         self._closing = True
-        self._dispatcher.stop()
-        for reader in self._readers:
-            reader.cancel()
+        self._shards.stop()
         try:
             if self._runs:
                 grace = self._options.drain_timeout if kind is None else timedelta()
@@ -145,11 +112,9 @@ class Engine:
             try:
                 if self._runs:
                     await asyncio.wait(self._runs)
-                await self._give_shards_back()
             finally:
                 self._worker.close()
-                # What the block raised is the caller's and stays as it is: the group need not know.
-                await self._background.__aexit__(None, None, None)
+                await self._shards.close()
                 self._wake_drainers()
 
     def now(self) -> datetime:
@@ -229,7 +194,8 @@ class Engine:
                     found = await self.read(ref, lambda node: node.ref(key) if until(node) else None)
                     if found is not None:
                         return found
-                    await self._sleep_or(changed)
+                    interval = nanos_of(self._options.poll_interval)
+                    await sleep_until(self._options.clock, self._options.clock.time_ns() + interval, changed)
                 finally:
                     self._forget_watcher(key, changed)
 
@@ -243,7 +209,7 @@ class Engine:
             status: whether they are running, completed or failed.
             state: the name of the root's state.
         """
-        return _queries.list_executions(self._store, self._partitions, namespace, status, state)
+        return _queries.list_executions(self._store, self._shards.partitions, namespace, status, state)
 
     async def count(
         self, *, namespace: str | None = None, status: Lifecycle | None = None, state: str | None = None
@@ -267,7 +233,7 @@ class Engine:
 
     def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """The tasks that are not tried again, oldest task first within a shard."""
-        return _queries.dead_letters(self._store, self._registry, self._partitions)
+        return _queries.dead_letters(self._store, self._registry, self._shards.partitions)
 
     async def replay(self, dead: DeadLetter) -> None:
         """Put a dead letter back into its queue, its attempts forgotten, in one transaction.
@@ -292,8 +258,7 @@ class Engine:
             raise StaleReferenceError(f"dead letter {dead.task_id} was replayed already") from error
         except storage.PersistenceError as error:
             raise translated(error) from error
-        if self._run_tasks:
-            self._loader.offer(task)
+        self._shards.queued(dead.partition, [task])
 
     async def drain(self) -> None:
         """Return when no task runs and none could run now. Timers that are not due do not count."""
@@ -305,14 +270,7 @@ class Engine:
     def _is_busy(self) -> bool:
         if self._closing:
             return bool(self._runs)
-        return (
-            not self._recovered
-            or self._looking
-            or self._leases.busy
-            or bool(self._unread)
-            or self._dispatcher.busy
-            or len(self._readers) > 2 * self._run_tasks
-        )
+        return self._shards.busy
 
     # What the parts call
 
@@ -340,8 +298,6 @@ class Engine:
             for watcher in self._watchers.pop(execution.key, ()):
                 if not watcher.done():
                     watcher.set_result(None)
-        if not self._run_tasks:
-            return
         for task_id in commit.withdrawn:
             task = self._dispatcher.get(task_id)
             # The row of a timer that has failed is elsewhere: left in memory, it goes when it is due.
@@ -349,17 +305,17 @@ class Engine:
                 continue
             self._dispatcher.discard(task_id)
             if task_id not in self._dispatcher:
-                self._loader.gone(task)
-        for task in commit.queued:
-            self._loader.offer(task)
-        if commit.tombstones:
-            self._read(partial(self._sweep, execution.partition))
+                self._shards.loader.gone(task)
+        if commit.queued:
+            self._shards.queued(execution.partition, commit.queued)
+        if commit.tombstones and self._run_tasks:
+            self._shards.sweep(execution.partition)
 
     def _spawn(self, task: QueuedTask) -> None:
         # Not in the task group, whose bookkeeping costs more than the task: the worker lets no error out.
         run = asyncio.get_running_loop().create_task(self._worker.run(task), context=self._context.copy())
         # It is in nobody's way any more: a timer that hangs must not keep later ones from being read.
-        self._loader.gone(task)
+        self._shards.loader.gone(task)
         task.run = run
         self._runs.add(run)
         run.add_done_callback(self._run_ended)
@@ -368,139 +324,14 @@ class Engine:
         self._runs.discard(run)
         self._wake_drainers()
 
-    def _read(self, reading: Callable[[], Coroutine[None, None, None]]) -> None:
-        if self._closing:
-            return
-        reader = self._background.create_task(self._guarded(reading))
-        self._readers.add(reader)
-        reader.add_done_callback(self._reader_ended)
-
-    async def _guarded(self, reading: Callable[[], Coroutine[None, None, None]]) -> None:
-        """What this does not get done, a poll does."""
-        try:
-            await reading()
-        except storage.StoreUnavailableError as error:
-            _log.debug("the store did not answer: %s", error)
-        except Exception as error:  # noqa: BLE001 - a bad row must not take the engine with it
-            _log.warning("reading ahead has failed: %r", error)
-
-    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
-        self._readers.discard(reader)
-        self._wake_drainers()
-
     def _wake_drainers(self) -> None:
         for drainer in self._drainers:
             if not drainer.done():
                 drainer.set_result(None)
         self._drainers.clear()
 
-    def _refill(self, queue: QueueKey) -> None:
-        self._read(partial(self._loader.refill, queue))
-
-    def _reload_timers(self, partition: str) -> None:
-        self._read(partial(self._loader.load_timers, partition))
-
-    async def _keep_reading(self) -> None:
-        """Take up what an earlier run has left, then look for what other processes write."""
-        interval = _nanos(self._options.poll_interval)
-        answers = True
-        while True:
-            self._looking = True
-            try:
-                while self._unread:
-                    await self._read_shard(next(iter(self._unread)))
-                if self._recovered:
-                    await self._loader.poll(self._options.clock.time_ns() + 2 * interval)
-                elif self._leases.settled:
-                    self._recovered = True
-                while self._unswept:
-                    await self._sweep(self._unswept.pop())
-                if not answers:
-                    answers = True
-                    _log.warning("the store answers again")
-            except storage.StoreUnavailableError as error:
-                # Once, however long it takes: the next poll is not far.
-                _log.log(
-                    logging.WARNING if answers else logging.DEBUG,
-                    "the store did not answer, and is asked again: %s",
-                    error,
-                )
-                answers = False
-            except Exception:  # noqa: BLE001 - it is logged, with its traceback
-                _log.exception("the queues could not be read, which is tried again")
-            self._looking = False
-            self._wake_drainers()
-            self._waker = asyncio.get_running_loop().create_future()
-            await self._sleep_or(self._waker)
-
-    async def _read_shard(self, partition: str) -> None:
-        self._unread.discard(partition)
-        try:
-            await self._loader.load(partition)
-        except BaseException:
-            self._unread.add(partition)
-            raise
-
-    # Leases
-
     def _new_id(self) -> str:
         return self._ids.new(self._options.clock.time_ns())
-
-    async def _keep_leases(self) -> None:
-        await keep(self._leases, self._options.clock, self._leases_renewed)
-
-    def _leases_renewed(self) -> None:
-        if not self._settled.done():
-            self._settled.set_result(None)
-        if self._leases.valid():
-            self._dispatcher.resume()
-        if self._unread or not self._recovered:
-            self._look_again()
-        self._wake_drainers()
-
-    def _look_again(self) -> None:
-        if self._waker is not None and not self._waker.done():
-            self._waker.set_result(None)
-
-    def _take_shard(self, shard: int) -> None:
-        partition = shard_partition(shard)
-        self._loader.add(partition)
-        self._unread.add(partition)
-        self._unswept.add(partition)
-
-    async def _leave_shard(self, shard: int, patience: float) -> None:
-        """Start nothing more of a shard, and wait a while for what runs."""
-        partition = shard_partition(shard)
-        self._loader.remove(partition)
-        self._unread.discard(partition)
-        self._unswept.discard(partition)
-        running = [task.run for task in self._dispatcher.forget(partition) if task.run is not None]
-        if running and patience:
-            await asyncio.wait(running, timeout=patience)
-
-    async def _give_shards_back(self) -> None:
-        try:
-            await self._leases.close()
-        except storage.PersistenceError as error:
-            _log.info("the leases of this process are left to run out: %s", error)
-
-    async def _sweep(self, partition: str) -> None:
-        """Sweep a shard; what fails is begun again after the next poll."""
-        try:
-            await sweep(self._store, partition)
-        except BaseException:
-            self._unswept.add(partition)
-            raise
-
-    async def _sleep_or(self, event: asyncio.Future[None] | None) -> None:
-        """Sleep for a poll interval, or until the event."""
-        waker = event or asyncio.get_running_loop().create_future()
-        when = self._options.clock.time_ns() + _nanos(self._options.poll_interval)
-        alarm = self._options.clock.call_at(when, lambda: None if waker.done() else waker.set_result(None))
-        try:
-            await waker
-        finally:
-            alarm.cancel()
 
     def _forget_watcher(self, key: ExecutionKey, watcher: asyncio.Future[None]) -> None:
         watchers = self._watchers.get(key)
@@ -508,8 +339,3 @@ class Engine:
             watchers.remove(watcher)
             if not watchers:
                 del self._watchers[key]
-
-
-def _nanos(duration: timedelta) -> int:
-    """A duration in nanoseconds."""
-    return duration // timedelta(microseconds=1) * _NANOS_PER_MICROSECOND

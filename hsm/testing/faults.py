@@ -10,8 +10,11 @@ from typing import Self, TypeVar
 import attrs
 
 from persistence.errors import StoreUnavailableError
+from persistence.features import require
 from persistence.store import (
     BulkGetResponse,
+    Change,
+    ChangeKind,
     DeleteRequest,
     EngineStore,
     Feature,
@@ -22,6 +25,7 @@ from persistence.store import (
     Metadata,
     Operation,
     SetRequest,
+    WatchableStore,
 )
 
 __all__ = ["Call", "CutOffError", "FaultyStore"]
@@ -215,3 +219,18 @@ class FaultyStore:
             self._refuse(call)
             yield item
         await self._end(call)
+
+    def watch(self, partition: str, prefix: str) -> AsyncIterator[Change]:
+        """See `WatchableStore`. What happens while the store is cut off is told by a RESYNC afterwards."""
+        return self._told(require(self._inner, WatchableStore).watch(partition, prefix))
+
+    async def _told(self, changes: AsyncIterator[Change]) -> AsyncIterator[Change]:
+        missed = False
+        async for change in changes:
+            if self.is_cut_off:
+                missed = True
+            elif missed:
+                missed = False
+                yield Change(ChangeKind.RESYNC)
+            else:
+                yield change

@@ -19,7 +19,7 @@ from hsm.testing import CutOffError, FakeClock, FaultyStore, TestEngine
 from persistence.executions import SETTINGS_PARTITION
 from persistence.proto.execution_pb2 import MemberRow
 from persistence.store import DeleteRequest, EngineStore, Feature
-from tests.support.databases import Database
+from tests.support.databases import Database, new_database
 from tests.support.jobs import Job, Lasting, World, log, noted, small, started
 
 SHARDS = 32
@@ -36,7 +36,7 @@ class Process(TestEngine):
 
     @property
     def shards(self) -> set[int]:
-        return set(self._leases.owned)
+        return set(self._shards.owned)
 
     async def die(self) -> None:
         """Lose the line to the store, and end without having said so."""
@@ -99,9 +99,22 @@ async def test_shards_of_an_engine_that_closes_go_to_the_others(
     async with Process(world, await database.open(), clock) as other:
         await rounds(clock, one, other)
         assert other.shards
-    assert await members(database) == [f"m/{one._leases._member}"]
+    assert await members(database) == [f"m/{one._shards._leases._member}"]
     await rounds(clock, one, count=1)
     assert one.shards == set(range(SHARDS))
+
+
+async def test_task_left_by_another_process_is_taken_up_at_once_where_the_store_tells_of_it(
+    world: World, clock: FakeClock, tmp_path: Path
+) -> None:
+    world.on(Lasting, noted)
+    async with (
+        new_database("memory", tmp_path) as database,
+        Process(world, await database.open(), clock) as owner,
+        TestEngine(world.registry, await database.open(), OPTIONS, clock=clock, run_tasks=False) as writer,
+    ):
+        ref = await started(writer, "job", Lasting("call"))
+        await owner.wait(ref, lambda node: log(node) == ["call"])
 
 
 async def test_engine_that_died_here_is_not_waited_for(
@@ -129,12 +142,12 @@ async def test_lease_that_ran_out_is_lost_and_another_one_taken(
     world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
 ) -> None:
     slow = await begun(world, database, clock, stack)
-    member = slow._leases._member
+    member = slow._shards._leases._member
     await forget_members(database)
     other = await begun(world, database, clock, stack)
     assert other.shards == set(range(SHARDS))
     await rounds(clock, slow, other)
-    assert slow._leases._member != member
+    assert slow._shards._leases._member != member
     assert slow.shards | other.shards == set(range(SHARDS))
     assert not slow.shards & other.shards
 
@@ -157,7 +170,7 @@ async def test_answer_that_was_lost_costs_no_lease(
     world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
 ) -> None:
     engine = await begun(world, database, clock, stack)
-    member = engine._leases._member
+    member = engine._shards._leases._member
 
     async def lose_an_answer(call: object) -> None:
         engine.line.after = None
@@ -165,7 +178,7 @@ async def test_answer_that_was_lost_costs_no_lease(
 
     engine.line.after = lose_an_answer
     await rounds(clock, engine)
-    assert engine._leases._member == member
+    assert engine._shards._leases._member == member
     assert engine.shards == set(range(SHARDS))
 
 
@@ -186,11 +199,11 @@ async def test_where_rows_do_not_expire_a_silent_member_is_dead(
     await dead.die()
     async with TestEngine(world.registry, Immortal(database.store), OPTIONS, clock=clock) as heir:
         await rounds(clock, heir)  # type: ignore[arg-type]  # any engine of tests will do
-        assert heir._leases.owned != frozenset(range(SHARDS))
+        assert heir._shards._leases.owned != frozenset(range(SHARDS))
         real = _leases._now
         monkeypatch.setattr(_leases, "_now", lambda: real() + 60)
         await rounds(clock, heir)  # type: ignore[arg-type]  # as above
-        assert heir._leases.owned == frozenset(range(SHARDS))
+        assert heir._shards._leases.owned == frozenset(range(SHARDS))
 
 
 async def test_engine_that_runs_no_tasks_takes_no_shard(world: World, database: Database) -> None:

@@ -218,7 +218,7 @@ async def test_row_that_is_read_before_its_task_ends_does_not_run_it_again(
         from hsm.engine._rows import QueuedTask
 
         for item in page:
-            engine._loader.offer(QueuedTask.parse("exec/0", item.key, item.etag, item.value))
+            engine._shards.loader.offer(QueuedTask.parse("exec/0", item.key, item.etag, item.value))
         await engine.drain()
     assert world.names() == ["once"]
 

@@ -1,0 +1,262 @@
+"""The shards that this process runs: how it comes by them, reads their queues, and lets go of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Final
+
+from hsm.engine._bell import Bell
+from hsm.engine._leases import Leases, keep
+from hsm.engine._loader import Loader
+from hsm.engine._queues import Dispatcher
+from hsm.engine._rows import QueuedTask, QueueKey
+from hsm.engine._sweeper import sweep
+from hsm.engine.clock import nanos_of, sleep_until
+from hsm.engine.options import EngineOptions
+from persistence.errors import PersistenceError, StoreUnavailableError
+from persistence.executions import shard_partition
+from persistence.store import EngineStore
+
+__all__ = ["Shards"]
+
+_log: Final = logging.getLogger("hsm.engine")
+# A store that does not answer yet keeps nobody from going on.
+_FIRST_LOOK_SECONDS: Final = 2.0
+
+
+class Shards:
+    """The queues of this process's shards, and whatever goes on in the background to fill them.
+
+    Attributes:
+        partitions: of all shards, also those of other processes.
+        dispatcher: runs the tasks.
+        loader: reads the rows.
+    """
+
+    def __init__(
+        self,
+        store: EngineStore,
+        count: int,
+        options: EngineOptions,
+        new_id: Callable[[], str],
+        concurrency: Callable[[QueueKey], int],
+        run: Callable[[QueuedTask], None],
+        rested: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._rested = rested
+        self._interval = nanos_of(options.poll_interval)
+        self._leases = Leases(store, count, options.lease_seconds, new_id, self._take, self._leave)
+        self._bell = Bell(store, self.spawn)
+        self.partitions: list[str] = [shard_partition(shard) for shard in range(count)]
+        self.dispatcher: Dispatcher = Dispatcher(
+            options.clock, concurrency, options.queue_buffer, run, self._refill, self._leases.valid
+        )
+        self.loader: Loader = Loader(store, self.dispatcher, options.timer_window, self._reload_timers)
+        self._group = asyncio.TaskGroup()
+        self._background: set[asyncio.Task[None]] = set()
+        self._permanent = 0
+        self._settled = asyncio.get_running_loop().create_future()
+        self._waker: asyncio.Future[None] | None = None
+        self._unread: set[str] = set()
+        self._unswept: set[str] = set()
+        self._rung: set[str] = set()
+        self._recovered = True
+        self._looking = False
+        self._stopped = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether tasks run or could run, or may be found in what is being read."""
+        return (
+            not self._recovered
+            or self._looking
+            or self._leases.busy
+            or bool(self._unread)
+            or self.dispatcher.busy
+            or len(self._background) > self._permanent
+        )
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """The shards that are ours."""
+        return self._leases.owned
+
+    async def open(self, *, run_tasks: bool) -> None:
+        """Begin; with `run_tasks`, take our shards, and return when that is done or takes too long."""
+        await self._group.__aenter__()
+        if not run_tasks:
+            return
+        self._recovered = False
+        self.dispatcher.start()
+        self._spawn_for_ever(self._keep_leases)
+        await asyncio.wait((self._settled,), timeout=_FIRST_LOOK_SECONDS)
+        self._spawn_for_ever(self._keep_reading)
+        if self._bell.audible:
+            self._spawn_for_ever(partial(self._bell.listen, self._heard, self._leases.hurry))
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        self._stopped = True
+        self.dispatcher.stop()
+        for task in self._background:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Give the shards back, when nothing of them runs any more."""
+        try:
+            await self._leases.close()
+        except PersistenceError as error:
+            _log.info("the leases of this process are left to run out: %s", error)
+        finally:
+            # What the engine's block raised is the caller's and stays as it is: the group need not know.
+            await self._group.__aexit__(None, None, None)
+
+    def queued(self, partition: str, tasks: Iterable[QueuedTask]) -> None:
+        """Take up tasks that were committed here, or tell whoever runs their shard."""
+        if partition in self.loader:
+            for task in tasks:
+                self.loader.offer(task)
+        elif any(True for _ in tasks):
+            self._bell.ring(self.partitions.index(partition))
+
+    def sweep(self, partition: str) -> None:
+        """Delete what the tombstones of a shard cover, or leave it to its owner."""
+        self.spawn(partial(self._sweep, partition))
+
+    def spawn(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do something in the background; what it does not get done, a poll does."""
+        if self._stopped:
+            return
+        task = self._group.create_task(self._guarded(work))
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _spawn_for_ever(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._permanent += 1
+        self.spawn(work)
+
+    async def _guarded(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        try:
+            await work()
+        except StoreUnavailableError as error:
+            _log.debug("the store did not answer: %s", error)
+        except Exception as error:  # noqa: BLE001 - a bad row must not take the engine with it
+            _log.warning("reading ahead has failed: %r", error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        self._rested()
+
+    def _refill(self, queue: QueueKey) -> None:
+        self.spawn(partial(self.loader.refill, queue))
+
+    def _reload_timers(self, partition: str) -> None:
+        self.spawn(partial(self.loader.load_timers, partition))
+
+    # Leases
+
+    async def _keep_leases(self) -> None:
+        await keep(self._leases, self._options.clock, self._renewed)
+
+    def _renewed(self) -> None:
+        if not self._settled.done():
+            self._settled.set_result(None)
+        if self._leases.valid():
+            self.dispatcher.resume()
+        if self._unread or not self._recovered:
+            self._look_again()
+        self._rested()
+
+    def _take(self, shard: int) -> None:
+        partition = self.partitions[shard]
+        self.loader.add(partition)
+        self._unread.add(partition)
+        self._unswept.add(partition)
+
+    async def _leave(self, shard: int, patience: float) -> None:
+        """Start nothing more of a shard, and wait a while for what runs."""
+        partition = self.partitions[shard]
+        self.loader.remove(partition)
+        for waiting in (self._unread, self._unswept, self._rung):
+            waiting.discard(partition)
+        running = [task.run for task in self.dispatcher.forget(partition) if task.run is not None]
+        if running and patience:
+            await asyncio.wait(running, timeout=patience)
+
+    # Reading
+
+    async def _keep_reading(self) -> None:
+        """Take up what an earlier run has left, then look for what other processes write."""
+        answers = True
+        while True:
+            self._looking = True
+            try:
+                await self._look()
+                if not answers:
+                    answers = True
+                    _log.warning("the store answers again")
+            except StoreUnavailableError as error:
+                # Once, however long it takes: the next poll is not far.
+                _log.log(
+                    logging.WARNING if answers else logging.DEBUG,
+                    "the store did not answer, and is asked again: %s",
+                    error,
+                )
+                answers = False
+            except Exception:  # noqa: BLE001 - it is logged, with its traceback
+                _log.exception("the queues could not be read, which is tried again")
+            self._looking = False
+            self._rested()
+            if not self._rung:
+                self._waker = asyncio.get_running_loop().create_future()
+                await sleep_until(self._options.clock, self._now() + self._interval, self._waker)
+
+    async def _look(self) -> None:
+        while self._unread:
+            await self._read(next(iter(self._unread)))
+        until = self._now() + 2 * self._interval
+        if not self._recovered:
+            self._recovered = self._leases.settled
+        elif self._rung:
+            rung, self._rung = self._rung, set()
+            await self.loader.poll(until, rung)
+        else:
+            await self.loader.poll(until)
+        while self._unswept:
+            await self._sweep(self._unswept.pop())
+
+    async def _read(self, partition: str) -> None:
+        self._unread.discard(partition)
+        try:
+            await self.loader.load(partition)
+        except BaseException:
+            self._unread.add(partition)
+            raise
+
+    async def _sweep(self, partition: str) -> None:
+        """Sweep a shard; what fails is begun again after the next poll."""
+        try:
+            await sweep(self._store, partition)
+        except BaseException:
+            self._unswept.add(partition)
+            raise
+
+    def _heard(self, shard: int | None) -> None:
+        """Somebody has left tasks in a shard, or in any of them."""
+        partitions = self.loader.partitions if shard is None else self.partitions[shard : shard + 1]
+        rung = [partition for partition in partitions if partition in self.loader]
+        if rung:
+            self._rung.update(rung)
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    def _now(self) -> int:
+        return self._options.clock.time_ns()
