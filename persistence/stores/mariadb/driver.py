@@ -7,6 +7,7 @@ a dead connection for a live one, and its cursors turn warnings of the server in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
@@ -72,6 +73,28 @@ class _Connection(Protocol):
     def get_server_info(self) -> str: ...
 
 
+class _Connect(Protocol):
+    def __call__(
+        self,
+        *,
+        host: str,
+        port: int,
+        unix_socket: str | None,
+        user: str | None,
+        password: bytes,
+        database: str,
+        charset: str,
+        ssl: ssl.SSLContext | None,
+        autocommit: None,
+        connect_timeout: int,
+        program_name: str,
+    ) -> Awaitable[_Connection]: ...
+
+
+# Its own types are guessed from defaults, and leave out what it documents: bytes, and None for "as it is".
+_connect: Final = cast("_Connect", asyncmy.connect)  # pyright: ignore[reportUnknownMemberType]  # see above
+
+
 class Session:
     """A connection that is logged in. One packet at a time; whoever is cancelled in the middle loses it."""
 
@@ -109,11 +132,12 @@ class Session:
                 self.abort()
                 raise ConnectionLostError(message) from error
             raise ServerError(code, message, len(answers)) from error
-        except BaseException as error:
-            # Whatever it was, nobody knows where in the stream of answers we are.
+        except Exception as error:
+            # Whatever it was that the library did not expect, nobody knows where in the answers we are.
             self.abort()
-            if isinstance(error, OSError | asyncio.IncompleteReadError):
-                raise ConnectionLostError(str(error)) from error
+            raise ConnectionLostError(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            self.abort()
             raise
 
     def abort(self) -> None:
@@ -123,10 +147,9 @@ class Session:
     async def close(self) -> None:
         """Take leave of the server, unless it does not listen."""
         try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._connection.ensure_closed()
-        except (MySQLError, OSError):  # a time-out is one, too
-            pass
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._connection.ensure_closed()
         finally:
             self.abort()
             # The transport closes its socket in the next turn of the loop, which may be the last one.
@@ -140,9 +163,8 @@ async def connect_session(address: MariaDBAddress, socket: str, tls: ssl.SSLCont
         ServerError: the server refused us.
         ConnectionLostError: there is no server, it speaks another language, or TLS failed.
     """
-    opening = cast(
-        "Awaitable[_Connection]",  # its own type is a connection most of whose methods have none
-        asyncmy.connect(
+    try:
+        connection = await _connect(
             host=address.host,
             port=address.port,
             unix_socket=socket or None,
@@ -154,10 +176,8 @@ async def connect_session(address: MariaDBAddress, socket: str, tls: ssl.SSLCont
             autocommit=None,
             connect_timeout=_NO_TIMEOUT_SECONDS,
             program_name="hsm-toolkit",
-        ),
-    )
-    try:
-        return Session(await opening)
+        )
+        return Session(connection)
     except MySQLError as error:
         code, message = _split(error)
         if code in _CLIENT_ERRORS or isinstance(error, InterfaceError):

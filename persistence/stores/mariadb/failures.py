@@ -14,10 +14,11 @@ from persistence.errors import (
 )
 from persistence.stores.mariadb.driver import ConnectionLostError, ServerError
 
-__all__ = ["is_busy", "is_data_error", "is_too_late", "translate"]
+__all__ = ["is_conflict", "is_data_error", "is_too_late", "translate"]
 
-# Lock wait time-out, deadlock, record changed since it was read, and no wait wanted.
-_BUSY: Final = frozenset({1205, 1213, 1020, 3572})
+# Deadlock, and record changed since it was read.
+_CONFLICTS: Final = frozenset({1213, 1020})
+_LOCK_TIMEOUTS: Final = frozenset({1205, 3572})
 _TOO_LONG: Final = frozenset({1969, 3024})
 _TOO_LARGE: Final = frozenset({1118, 1153, 1197})
 _DATA: Final = _TOO_LARGE | {1264, 1366, 1406}
@@ -26,9 +27,9 @@ _CORRUPT: Final = frozenset({126, 127, 1034, 1035, 1054, 1146, 1194, 1195, 1712,
 _READ_ONLY: Final = frozenset({1290, 1792, 1836})
 
 
-def is_busy(error: ServerError) -> bool:
-    """Whether somebody else holds a lock, and trying again may help."""
-    return error.code in _BUSY
+def is_conflict(error: ServerError) -> bool:
+    """Whether somebody else was in the way, and trying again at once may help."""
+    return error.code in _CONFLICTS
 
 
 def is_data_error(error: ServerError) -> bool:
@@ -49,7 +50,7 @@ def translate(error: Exception, where: str) -> PersistenceError:
         return StoreUnavailableError(f"no connection to {where}: {error}")
     if not isinstance(error, ServerError):
         return StoreUnavailableError(f"cannot use {where}: {error}")
-    if error.code in _BUSY:
+    if error.code in _CONFLICTS | _LOCK_TIMEOUTS:
         return StoreBusyError(f"{where} is locked by somebody else: {error}")
     if error.code in _TOO_LONG:
         return StoreUnavailableError(f"{where} took too long: {error}")

@@ -127,7 +127,12 @@ class ServerFacts:
         """The statement that tells a session how long to wait, as far as this server knows how."""
         idle_seconds = whole_seconds(options.idle_timeout)
         request_seconds = options.request_timeout.total_seconds()
-        values: dict[str, int | float] = {"innodb_lock_wait_timeout": whole_seconds(options.lock_timeout)}
+        values: dict[str, int | float] = {
+            "innodb_lock_wait_timeout": whole_seconds(options.lock_timeout),
+            # For a client that was stopped while it sends a statement, or is to be sent an answer.
+            "net_read_timeout": idle_seconds,
+            "net_write_timeout": idle_seconds,
+        }
         if "idle_transaction_timeout" in self.variables:
             values["idle_transaction_timeout"] = idle_seconds
         else:

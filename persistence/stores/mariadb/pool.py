@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from persistence.errors import StoreClosedError
@@ -23,7 +23,7 @@ class Pool:
         self._closed = False
 
     @asynccontextmanager
-    async def session(self, *, fresh: bool) -> AsyncIterator[Session]:
+    async def session(self, *, fresh: bool) -> AsyncGenerator[Session]:
         """Lend a session; `fresh`: a new one, and those that wait here are dropped, too.
 
         A session that was closed or aborted is not lent again.

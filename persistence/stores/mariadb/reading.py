@@ -91,5 +91,5 @@ class Reader:
 
 
 def _response(value: bytes, etag: str, expires: int | None, content_type: bytes | None) -> GetResponse:
-    metadata = {} if expires is None else expiry_metadata(expires)
+    metadata: Mapping[str, str] = {} if expires is None else expiry_metadata(expires)
     return GetResponse(value, etag, metadata, None if content_type is None else content_type.decode())

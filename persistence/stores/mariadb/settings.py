@@ -63,6 +63,14 @@ class MariaDBAddress:
         )
 
 
+def _check_prefix(_: object, __: object, prefix: str) -> None:
+    # Anything else would have to be quoted, and means different things on different systems.
+    if _PREFIX(prefix) is None:
+        raise InvalidRequestError(
+            f"prefix {prefix!r} is not made of at most 40 lower-case letters, digits and underscores"
+        )
+
+
 @attrs.frozen
 class MariaDBOptions:
     """How to use a database. In a URL or in `Metadata` times are given in seconds.
@@ -95,7 +103,7 @@ class MariaDBOptions:
     idle_timeout: timedelta = timedelta(seconds=5)
     cleanup_interval: timedelta = timedelta(minutes=1)
     create: bool = True
-    prefix: str = attrs.field(default="hsm_")
+    prefix: str = attrs.field(default="hsm_", validator=_check_prefix)
     lanes: int = 1
     readers: int = 4
     socket: str = ""
@@ -103,14 +111,6 @@ class MariaDBOptions:
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
-
-    @prefix.validator
-    def _check_prefix(self, _: object, prefix: str) -> None:
-        # Anything else would have to be quoted, and means different things on different systems.
-        if _PREFIX(prefix) is None:
-            raise InvalidRequestError(
-                f"prefix {prefix!r} is not made of at most 40 lower-case letters, digits and underscores"
-            )
 
     def changed(self, texts: Mapping[str, str]) -> MariaDBOptions:
         """These options with some replaced by texts.

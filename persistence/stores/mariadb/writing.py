@@ -18,7 +18,7 @@ from persistence.errors import CommitOutcomeUnknownError, InvalidRequestError, S
 from persistence.options import check_prefix, prefix_end
 from persistence.paging import Window
 from persistence.stores.mariadb.driver import Answer, ConnectionLostError, ServerError, Session
-from persistence.stores.mariadb.failures import is_busy, is_data_error, is_too_late, translate
+from persistence.stores.mariadb.failures import is_conflict, is_data_error, is_too_late, translate
 from persistence.stores.mariadb.sql import Statements, packets, row
 
 __all__ = ["Lane"]
@@ -26,7 +26,7 @@ __all__ = ["Lane"]
 _MOST_CONTENT_TYPE_BYTES: Final = 65_535
 _FAMILY_ROWS: Final = 5000
 _FRESH_TRIES: Final = 2
-_BUSY_PAUSE_SECONDS: Final = 0.005
+_CONFLICT_PAUSE_SECONDS: Final = 0.005
 _RECONNECT_PAUSE_SECONDS: Final = 0.1
 
 
@@ -78,6 +78,7 @@ class Lane:
         # Whose last transaction is noted in the database, so that we can ask for it.
         self._writer = secrets.randbits(62)
         self._number = 0
+        self._noted = False
         self._committing = False
 
     async def commit(self, batch: Sequence[Transaction]) -> Sequence[Result]:
@@ -131,9 +132,9 @@ class Lane:
         finally:
             self._turn.release()
 
-    async def _transact_in_turn(self, work: _Work, deadline: float, busy_deadline: float) -> None:
+    async def _transact_in_turn(self, work: _Work, deadline: float, conflict_deadline: float) -> None:
         now = asyncio.get_running_loop().time
-        busy = lost = 0
+        conflicts = lost = 0
         while True:
             self._committing = False
             try:
@@ -142,6 +143,7 @@ class Lane:
             except _InDoubtError as doubt:
                 error = doubt.error
                 if await self._was_committed(work.partitions, deadline, error):
+                    self._noted = True
                     return
             except TimeoutError as late:
                 if self._committing:
@@ -152,10 +154,10 @@ class Lane:
             except ServerError as refusal:
                 if is_data_error(refusal):
                     raise DataRejectedError(translate(refusal, self._where)) from refusal
-                if not is_busy(refusal) or now() >= busy_deadline:
+                if not is_conflict(refusal) or now() >= conflict_deadline:
                     raise translate(refusal, self._where) from refusal
-                busy += 1
-                await asyncio.sleep(_BUSY_PAUSE_SECONDS * busy * random.random())
+                conflicts += 1
+                await asyncio.sleep(_CONFLICT_PAUSE_SECONDS * conflicts * random.random())
                 continue
             else:
                 return
@@ -183,6 +185,7 @@ class Lane:
                 await session.run(packet)
             self._committing = True
             await session.run(last)
+            self._noted = True
         except ServerError as error:
             # Literals hold no semicolons, so there is one before each statement but the first.
             if self._committing and error.completed == last.count(";"):
@@ -254,7 +257,10 @@ class Lane:
             await asyncio.sleep(_RECONNECT_PAUSE_SECONDS * random.random())
         if sum(len(answer.rows) for answer in answers[1:-1]) < len(partitions):
             raise self._unknown() from cause  # somebody has deleted rows that we had locked
-        return any(number == self._number for (number,) in answers[-1].rows)
+        noted = [number for (number,) in answers[-1].rows]
+        if self._noted and not noted:
+            raise self._unknown() from cause  # somebody has deleted what we had noted before
+        return noted == [self._number]
 
     def _unknown(self) -> CommitOutcomeUnknownError:
         return CommitOutcomeUnknownError(
