@@ -155,8 +155,8 @@ def _takes_time(request: Request, outcome: Outcome) -> bool:
 
 def _named(nodes: Nodes, request: Request, error: AskError) -> Address:
     """The address in a redirection; without a host it is the host of the node that said so."""
-    host, port = error.node_addr
-    return (str(host) or nodes.address(request.slot)[0], int(port))
+    host, _, port = str(error).rpartition(" ")[2].rpartition(":")
+    return (host or nodes.address(request.slot)[0], int(port))
 
 
 def _lost_its_node(outcome: Outcome) -> bool:

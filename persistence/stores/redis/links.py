@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias, cast
 
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -54,12 +54,21 @@ class LinkLostError(Exception):
         self.__cause__ = cause
 
 
+class _Reading(Protocol):
+    """The part of the driver's connection that has no types of its own."""
+
+    async def read_response(
+        self, *, timeout: float | None = None, disconnect_on_error: bool = True
+    ) -> object: ...
+
+
 class Link:
     """One connection, used by one task at a time."""
 
     def __init__(self, connection: Connection, address: Address, request_seconds: float) -> None:
         self.address = address
         self._connection = connection
+        self._reading: _Reading = connection
         self._request_seconds = request_seconds
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
@@ -113,10 +122,10 @@ class Link:
 
     async def _read(self) -> Reply:
         try:
-            reply: Reply = await self._connection.read_response(disconnect_on_error=False)
+            # So the protocol says, with texts not decoded.
+            return cast("Reply", await self._reading.read_response(disconnect_on_error=False))
         except (ResponseError, BusyLoadingError, AuthenticationError) as error:
             return error
-        return reply
 
     async def next_reply(self, seconds: float) -> Reply:
         """What the server says by itself on a connection that listens; None if it is silent for so long.
@@ -125,13 +134,12 @@ class Link:
             LinkLostError: the connection broke.
         """
         try:
-            reply: Reply = await self._connection.read_response(timeout=seconds)
+            return cast("Reply", await self._reading.read_response(timeout=seconds))  # as above
         except ResponseError as error:
             return error
         except (RedisError, OSError) as error:
             await self.abort()
             raise LinkLostError(error, (), timed_out=False) from error
-        return reply
 
     async def tell(self, command: Command) -> None:
         """Send a command to whose answer somebody else listens.

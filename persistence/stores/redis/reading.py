@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -193,7 +193,7 @@ class Reader:
         return outcome
 
     async def _send(self, address: Address, requests: Sequence[Request], attempts: int) -> Sequence[Outcome]:
-        error: PersistenceError
+        error: PersistenceError = StoreUnavailableError("no attempt was made")
         for attempt in range(attempts):
             try:
                 # A second attempt is made on a fresh connection: the others may be as old as the first.
@@ -209,10 +209,10 @@ class Reader:
             except PersistenceError as failure:
                 error = failure
                 break
-        return [error] * len(requests)  # pyright: ignore[reportPossiblyUnbound]  # there is an attempt
+        return [error] * len(requests)
 
     @asynccontextmanager
-    async def _link(self, address: Address, *, fresh: bool) -> AsyncIterator[Link]:
+    async def _link(self, address: Address, *, fresh: bool) -> AsyncGenerator[Link]:
         """A connection for one exchange."""
         async with self._turn:
             if self._closed:

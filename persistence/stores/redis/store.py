@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -238,7 +238,7 @@ class RedisStore(ServerStore):
 
 
 @asynccontextmanager
-async def _dialled(dialer: Dialer, address: Address) -> AsyncIterator[Link]:
+async def _dialled(dialer: Dialer, address: Address) -> AsyncGenerator[Link]:
     """A connection for a short time."""
     link = await dialer.dial(address)
     try:
