@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import sys
@@ -91,6 +92,7 @@ def deliver(
         concurrency=concurrency, first_retry=first_retry, longest_retry=longest_retry, patience=patience
     )
     _allow_many_connections()
+    _leave_outages_to_the_run()
     return _run(_deliver.deliver(file, url, options, _out(), _err()))
 
 
@@ -219,6 +221,12 @@ def _out() -> Console:
 
 def _err() -> Console:
     return Console(stderr=True)
+
+
+def _leave_outages_to_the_run() -> None:
+    """It says once that the database is away; the engine and the client library need not."""
+    logging.getLogger("hsm.engine.outages").setLevel(logging.CRITICAL)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def _allow_many_connections() -> None:
