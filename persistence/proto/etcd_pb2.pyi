@@ -184,15 +184,18 @@ class DeleteRangeRequest(google.protobuf.message.Message):
 
     KEY_FIELD_NUMBER: builtins.int
     RANGE_END_FIELD_NUMBER: builtins.int
+    PREV_KV_FIELD_NUMBER: builtins.int
     key: builtins.bytes
     range_end: builtins.bytes
+    prev_kv: builtins.bool
     def __init__(
         self,
         *,
         key: builtins.bytes = ...,
         range_end: builtins.bytes = ...,
+        prev_kv: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "range_end", b"range_end"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "prev_kv", b"prev_kv", "range_end", b"range_end"]) -> None: ...
 
 global___DeleteRangeRequest = DeleteRangeRequest
 
@@ -202,17 +205,21 @@ class DeleteRangeResponse(google.protobuf.message.Message):
 
     HEADER_FIELD_NUMBER: builtins.int
     DELETED_FIELD_NUMBER: builtins.int
+    PREV_KVS_FIELD_NUMBER: builtins.int
     deleted: builtins.int
     @property
     def header(self) -> global___ResponseHeader: ...
+    @property
+    def prev_kvs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KeyValue]: ...
     def __init__(
         self,
         *,
         header: global___ResponseHeader | None = ...,
         deleted: builtins.int = ...,
+        prev_kvs: collections.abc.Iterable[global___KeyValue] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "header", b"header"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "header", b"header", "prev_kvs", b"prev_kvs"]) -> None: ...
 
 global___DeleteRangeResponse = DeleteRangeResponse
 

@@ -71,6 +71,9 @@ class Connection:
         self.put: UnaryUnaryMultiCallable[etcd_pb2.PutRequest, etcd_pb2.PutResponse] = self._unary(
             "KV/Put", etcd_pb2.PutRequest, etcd_pb2.PutResponse
         )
+        self.delete_range: UnaryUnaryMultiCallable[
+            etcd_pb2.DeleteRangeRequest, etcd_pb2.DeleteRangeResponse
+        ] = self._unary("KV/DeleteRange", etcd_pb2.DeleteRangeRequest, etcd_pb2.DeleteRangeResponse)
         self.txn: UnaryUnaryMultiCallable[etcd_pb2.TxnRequest, etcd_pb2.TxnResponse] = self._unary(
             "KV/Txn", etcd_pb2.TxnRequest, etcd_pb2.TxnResponse
         )

@@ -17,9 +17,9 @@ from persistence.errors import (
 
 __all__ = [
     "details_of",
-    "is_compacted",
     "is_lease_missing",
     "is_lost",
+    "is_out_of_space",
     "is_overloaded",
     "is_refused",
     "is_too_large",
@@ -93,9 +93,9 @@ def is_lease_missing(error: AioRpcError) -> bool:
     return error.code() is StatusCode.NOT_FOUND and "lease not found" in details_of(error)
 
 
-def is_compacted(error: AioRpcError) -> bool:
-    """Whether the server has forgotten the revision that was asked for."""
-    return error.code() is StatusCode.OUT_OF_RANGE
+def is_out_of_space(error: AioRpcError) -> bool:
+    """Whether the server has no space left for writes. Older ones refuse every transaction then."""
+    return _NO_SPACE in details_of(error)
 
 
 def needs_token(error: AioRpcError) -> bool:
@@ -118,7 +118,7 @@ def _translate(error: AioRpcError, where: str) -> PersistenceError:
         return StoreUnavailableError(f"{where} did not answer in time")
     if is_overloaded(error):
         return StoreBusyError(f"{where} has too many requests to carry out: {details}")
-    if _NO_SPACE in details:
+    if is_out_of_space(error):
         return StoreUnavailableError(
             f"{where} has no space left for writes ({details}); compact it, defragment it, disarm the alarm"
         )

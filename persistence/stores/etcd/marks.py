@@ -17,7 +17,7 @@ from grpc.aio import AioRpcError
 from persistence.errors import CommitOutcomeUnknownError, PersistenceError
 from persistence.proto import etcd_pb2
 from persistence.stores.etcd.client import Client
-from persistence.stores.etcd.failures import details_of
+from persistence.stores.etcd.failures import details_of, is_out_of_space
 from persistence.stores.etcd.keys import Keyspace
 
 __all__ = ["Mark", "new_mark"]
@@ -71,38 +71,55 @@ class Mark:
         Raises:
             CommitOutcomeUnknownError: it could not be found out by then.
         """
+        clock = asyncio.get_running_loop().time
+        members = len(client.cluster.endpoints)
+        unanswered: AioRpcError | None = None
+        full = gone_blindly = False
+        while (left := until - clock()) > 0:
+            # A member that hangs leaves another one time to answer.
+            seconds = left / 2 if members > 1 else left
+            try:
+                if full:
+                    found = await self._delete(client, seconds)
+                else:
+                    found = await self._delete_unless_changed(client, seconds)
+            except AioRpcError as error:
+                if is_out_of_space(error) and not full:
+                    full = True
+                else:
+                    unanswered = error
+                    gone_blindly = gone_blindly or full
+                    client.replace_current()
+                    await asyncio.sleep(min(_PAUSE_SECONDS, max(0.0, until - clock())))
+                continue
+            if found is None and unanswered is not None and not gone_blindly:
+                return None  # an earlier attempt to delete it did work, although its answer got lost
+            if found is None:
+                raise CommitOutcomeUnknownError(
+                    f"{client.cluster} did not answer a commit, and the commit's mark is gone"
+                )
+            return None if found == self._condition.mod_revision else found
+        raise CommitOutcomeUnknownError(
+            f"{client.cluster} did not answer a commit, nor in time the question what became of it"
+            + (f": {details_of(unanswered)}" if unanswered else "")
+        ) from unanswered
+
+    async def _delete_unless_changed(self, client: Client, seconds: float) -> int | None:
+        """The revision of the mark, None if there is none; it is deleted if that is the expected one."""
         delete = etcd_pb2.DeleteRangeRequest(key=self._key)
         request = etcd_pb2.TxnRequest(
             compare=[self._condition],
             success=[etcd_pb2.RequestOp(request_delete_range=delete)],
             failure=[self._look],
         )
-        clock = asyncio.get_running_loop().time
-        members = len(client.cluster.endpoints)
-        unanswered: AioRpcError | None = None
-        while (left := until - clock()) > 0:
-            try:
-                answer = await client.try_once(
-                    lambda connection: connection.txn, request, seconds=left / 2 if members > 1 else left
-                )
-            except AioRpcError as error:
-                unanswered = error
-                client.replace_current()
-                await asyncio.sleep(min(_PAUSE_SECONDS, max(0.0, until - clock())))
-                continue
-            if answer.succeeded:
-                return None
-            if (revision := self.earlier(answer)) is not None:
-                return revision
-            if unanswered is not None:
-                return None  # an attempt to delete it did work, although its answer got lost
-            raise CommitOutcomeUnknownError(
-                f"{client.cluster} did not answer a commit, and somebody has deleted the commit's mark"
-            )
-        raise CommitOutcomeUnknownError(
-            f"{client.cluster} did not answer a commit, nor in time the question what became of it"
-            + (f": {details_of(unanswered)}" if unanswered else "")
-        ) from unanswered
+        answer = await client.try_once(lambda connection: connection.txn, request, seconds=seconds)
+        return self._condition.mod_revision if answer.succeeded else self.earlier(answer)
+
+    async def _delete(self, client: Client, seconds: float) -> int | None:
+        """The revision of the mark, None if there was none; it is deleted, also by a server that is full."""
+        request = etcd_pb2.DeleteRangeRequest(key=self._key, prev_kv=True)
+        answer = await client.try_once(lambda connection: connection.delete_range, request, seconds=seconds)
+        return answer.prev_kvs[0].mod_revision if answer.prev_kvs else None
 
     async def revoke(self, client: Client) -> None:
         """Delete the mark, if that is possible; it vanishes by itself later."""

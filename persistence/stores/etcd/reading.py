@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from grpc.aio import AioRpcError
+
 from persistence.decision import Slot
 from persistence.paging import Page, Window
 from persistence.proto import etcd_pb2
@@ -13,6 +15,7 @@ from persistence.store import GetResponse, Item
 from persistence.stores.etcd.capacity import Capacity
 from persistence.stores.etcd.client import Client
 from persistence.stores.etcd.envelope import etag_of, unpack, unpack_value
+from persistence.stores.etcd.failures import is_out_of_space, is_too_many_operations, translate
 from persistence.stores.etcd.keys import Keyspace
 
 __all__ = ["Reader"]
@@ -58,17 +61,23 @@ class Reader:
 
     async def _ranges(self, requests: Sequence[etcd_pb2.RangeRequest]) -> Sequence[etcd_pb2.RangeResponse]:
         if len(requests) == 1:
-            return [await self._client.ask(lambda connection: connection.range, requests[0])]
-        groups = await asyncio.gather(
-            *(
-                self._client.ask(
-                    lambda connection: connection.txn,
-                    etcd_pb2.TxnRequest(success=[etcd_pb2.RequestOp(request_range=one) for one in group]),
-                )
-                for group in _groups(requests, self._capacity.operations)
-            )
-        )
-        return [answer.response_range for group in groups for answer in group.responses]
+            return [await self._range(requests[0])]
+        groups = await asyncio.gather(*map(self._group, _groups(requests, self._capacity.operations)))
+        return [answer for group in groups for answer in group]
+
+    async def _range(self, request: etcd_pb2.RangeRequest) -> etcd_pb2.RangeResponse:
+        return await self._client.ask(lambda connection: connection.range, request)
+
+    async def _group(self, requests: Sequence[etcd_pb2.RangeRequest]) -> Sequence[etcd_pb2.RangeResponse]:
+        """Several ranges in one request."""
+        request = etcd_pb2.TxnRequest(success=[etcd_pb2.RequestOp(request_range=one) for one in requests])
+        try:
+            answer = await self._client.try_hard(lambda connection: connection.txn, request)
+        except AioRpcError as error:
+            if not (is_out_of_space(error) or is_too_many_operations(error)):
+                raise translate(error, str(self._client.cluster)) from error
+            return await asyncio.gather(*map(self._range, requests))
+        return [operation.response_range for operation in answer.responses]
 
     async def page(self, window: Window, rows: int) -> Page:
         """At most so many rows from the beginning of a window."""
