@@ -23,6 +23,8 @@ from persistence.store import EngineStore
 __all__ = ["Shards"]
 
 _log: Final = logging.getLogger("hsm.engine")
+# Of its own, for programs that tell of an outage in another way.
+_outage_log: Final = logging.getLogger("hsm.engine.outages")
 # A store that does not answer yet keeps nobody from going on.
 _FIRST_LOOK_SECONDS: Final = 2.0
 
@@ -144,7 +146,7 @@ class Shards:
         try:
             await work()
         except StoreUnavailableError as error:
-            _log.debug("the store did not answer: %s", error)
+            _outage_log.debug("the store did not answer: %s", error)
         except Exception as error:  # noqa: BLE001 - a bad row must not take the engine with it
             _log.warning("reading ahead has failed: %r", error)
 
@@ -199,10 +201,10 @@ class Shards:
                 await self._look()
                 if not answers:
                     answers = True
-                    _log.warning("the store answers again")
+                    _outage_log.warning("the store answers again")
             except StoreUnavailableError as error:
                 # Once, however long it takes: the next poll is not far.
-                _log.log(
+                _outage_log.log(
                     logging.WARNING if answers else logging.DEBUG,
                     "the store did not answer, and is asked again: %s",
                     error,

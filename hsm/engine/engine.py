@@ -41,8 +41,6 @@ __all__ = ["Engine"]
 ResultT = TypeVar("ResultT")
 
 _log: Final = logging.getLogger("hsm.engine")
-# Of its own, for programs that tell of an outage in another way.
-_outage_log: Final = logging.getLogger("hsm.engine.outages")
 
 
 class Engine:
