@@ -33,7 +33,6 @@ local function etag(key)
   return found
 end
 
-redis.call('ZCARD', index) -- refuses an index that is none
 local outcomes, refused, last, touched = {}, false, {}, {}
 while at <= #plan do
   local against
@@ -94,7 +93,9 @@ if #touched > 0 then
     end
   end
   -- Lua's stack holds a few thousand values.
+  -- The index comes first: if it is none, the first write is refused, and nothing is written.
   for i = 1, #added, 2000 do redis.call('ZADD', index, unpack(added, i, math.min(i + 1999, #added))) end
+  for i = 1, #removed, 2000 do redis.call('ZREM', index, unpack(removed, i, math.min(i + 1999, #removed))) end
   for i = 1, #plain, 2000 do redis.call('MSET', unpack(plain, i, math.min(i + 1999, #plain))) end
   if #expiring > 0 then
     local time = redis.call('TIME')
@@ -108,7 +109,6 @@ if #touched > 0 then
     end
   end
   for i = 1, #deleted, 2000 do redis.call('DEL', unpack(deleted, i, math.min(i + 1999, #deleted))) end
-  for i = 1, #removed, 2000 do redis.call('ZREM', index, unpack(removed, i, math.min(i + 1999, #removed))) end
   redis.call('SET', log, id .. outcome, 'PX', 600000)
   -- In a slot that is just moving here nobody can listen yet; the listeners are told to look for themselves.
   if ARGV[2] ~= '' then redis.pcall(ARGV[2], ARGV[3], table.concat(names, '\0')) end

@@ -4,7 +4,6 @@
 -- ARGV: command that tells of changes or '', its channel
 -- Answers with the number deleted.
 local index = KEYS[1]
-redis.call('ZCARD', index) -- refuses an index that is none
 local keys, names = {}, {}
 local member = #index + 2
 for i = 2, #KEYS do
@@ -14,7 +13,8 @@ for i = 2, #KEYS do
   end
 end
 if #keys == 0 then return 0 end
-redis.call('DEL', unpack(keys))
+-- First, as it is refused if the index is none, and nothing is deleted.
 redis.call('ZREM', index, unpack(names))
+redis.call('DEL', unpack(keys))
 if ARGV[1] ~= '' then redis.pcall(ARGV[1], ARGV[2], table.concat(names, '\0')) end
 return #keys
