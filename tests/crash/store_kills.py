@@ -21,7 +21,7 @@ import asyncio
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -69,6 +69,7 @@ class Books:
     refused: set[str] = attrs.field(factory=set)
     unavailable: set[str] = attrs.field(factory=set)
     unknown: set[str] = attrs.field(factory=set)
+    recent: deque[str] = attrs.field(factory=lambda: deque(maxlen=500))
     written_after_all: int = 0
     reads: int = 0
     reads_refused: int = 0
@@ -115,6 +116,7 @@ class Writer:
                 else:
                     self._etag = await self.store.multi(self._operations(turn))
                     self.books.acknowledged.add(name)
+                    self.books.recent.append(name)
                     self.progress += 1
             except (ETagMismatchError, InvalidRequestError, ETagInvalidError) as error:
                 self.books.refused.add(name)
@@ -169,9 +171,9 @@ async def read_acknowledged(store: EngineStore, books: Books) -> None:
     """Read what was acknowledged, over and over."""
     while True:
         await asyncio.sleep(_PAUSE_SECONDS / 4)
-        if not books.acknowledged:
+        if not books.recent:
             continue
-        name = random.choice(sorted(books.acknowledged)[-500:])
+        name = random.choice(books.recent)
         partition, _, group = name.partition(" ")
         try:
             answer = await store.get(GetRequest(partition=partition, key=f"{group}/{random.choice(_PARTS)}"))
