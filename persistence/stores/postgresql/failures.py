@@ -14,7 +14,7 @@ from persistence.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["is_data_error", "is_stale", "is_transient", "translate"]
+__all__ = ["is_data_error", "is_refusal", "is_stale", "is_transient", "translate"]
 
 # Conflicts with other transactions, all of which end with a roll-back: trying again is the cure.
 _TRANSIENT: Final = frozenset({"40001", "40P01"})
@@ -35,6 +35,12 @@ def is_transient(error: psycopg.Error) -> bool:
 def is_stale(error: psycopg.Error) -> bool:
     """Whether the connection has to be replaced, because its prepared statements do not fit any more."""
     return error.sqlstate in _STALE
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether the server has refused a statement, and rolled back; else the connection is broken."""
+    # Whoever ends a connection does so by an error, too, which may come when the commit has taken place.
+    return error.diag.severity_nonlocalized == "ERROR"
 
 
 def is_data_error(error: psycopg.Error) -> bool:

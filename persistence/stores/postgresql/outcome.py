@@ -3,7 +3,7 @@
 The server keeps the outcome of recent transactions by number. But a number that was given out shortly before
 a crash may be given out again afterwards, and after a failover the numbers are another server's. The row of
 the unlogged table `epoch` is gone after both, so that the number counts as long as that row is the same. If
-it is not, only an etag of the transaction's own proves that it took place.
+it is not, the rows that were to be written have to tell: an etag is never given out twice.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
+import attrs
 import psycopg
 
 from persistence.decision import Slot
@@ -18,7 +19,7 @@ from persistence.stores.postgresql.packing import Texts
 from persistence.stores.postgresql.session import Session
 from persistence.stores.postgresql.sql import Statements
 
-__all__ = ["Outcome", "ask_outcome", "read_epoch"]
+__all__ = ["Evidence", "Outcome", "ask_outcome", "read_epoch"]
 
 
 class Outcome(enum.Enum):
@@ -40,32 +41,37 @@ async def read_epoch(session: Session, sql: Statements, token: str) -> str:
     return str(epoch)
 
 
-async def ask_outcome(
-    session: Session,
-    sql: Statements,
-    transaction: str | None,
-    marks: Mapping[Slot, str],
-    *,
-    same_epoch: bool,
-) -> Outcome:
-    """What became of a transaction.
+@attrs.frozen
+class Evidence:
+    """What may be left of a transaction.
 
-    Args:
-        session: a new connection.
-        sql: the statements.
+    Attributes:
         transaction: its number, None if the server has none.
-        marks: etags that only this transaction writes.
-        same_epoch: since it began the server has neither crashed nor changed.
+        after: etags that only this transaction writes.
+        before: etags of rows that it replaces or deletes.
     """
-    status = await _status(session, sql, transaction) if transaction is not None else Outcome.UNKNOWN
+
+    transaction: str | None
+    after: Mapping[Slot, str]
+    before: Mapping[Slot, str]
+
+
+async def ask_outcome(session: Session, sql: Statements, evidence: Evidence, *, same_epoch: bool) -> Outcome:
+    """What became of a transaction, asked on a new connection.
+
+    `same_epoch`: since it began, the server has neither crashed nor been replaced.
+    """
+    if evidence.transaction is None:
+        # It may still be running, so that only a sign of its success counts.
+        after = await _any(session, sql, evidence.after)
+        return Outcome.COMMITTED if after else Outcome.UNKNOWN
+    status = await _status(session, sql, evidence.transaction)
     if same_epoch:
         return status
-    # Rolled back: had it been ours that was committed, its number could not have been given out again.
-    if status is Outcome.ROLLED_BACK:
-        return status
-    if marks and await _any_mark(session, sql, marks):
-        return Outcome.COMMITTED
-    return Outcome.UNKNOWN
+    # Had it been committed before the crash, its number could not have been given out to one that was not.
+    if status is Outcome.ROLLED_BACK or await _any(session, sql, evidence.before):
+        return Outcome.ROLLED_BACK
+    return Outcome.COMMITTED if await _any(session, sql, evidence.after) else Outcome.UNKNOWN
 
 
 async def _status(session: Session, sql: Statements, transaction: str) -> Outcome:
@@ -81,7 +87,8 @@ async def _status(session: Session, sql: Statements, transaction: str) -> Outcom
     }.get(status, Outcome.UNKNOWN)
 
 
-async def _any_mark(session: Session, sql: Statements, marks: Mapping[Slot, str]) -> bool:
-    slots = (Texts([partition for partition, _ in marks]), Texts([key for _, key in marks]))
+async def _any(session: Session, sql: Statements, etags: Mapping[Slot, str]) -> bool:
+    """Whether a row has the etag that is given for it."""
+    slots = (Texts([partition for partition, _ in etags]), Texts([key for _, key in etags]))
     found = {etag for (etag,) in await session.rows(sql["etags"], slots)}
-    return not found.isdisjoint(marks.values())
+    return not found.isdisjoint(etags.values())

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
@@ -118,13 +118,18 @@ class Session:
             await cursor.execute(statement, parameters)
             return cursor.rowcount
 
-    async def transact(self, *statements: Statement) -> list[int]:
-        """Run statements in one round trip; the rows that each has changed or returned."""
-        cursors = [self.connection.cursor(binary=True) for _ in statements]
+    async def send(self, statements: Sequence[Statement]) -> list[AsyncCursor[TupleRow]]:
+        """Run statements within a pipeline; their cursors can be read when it is synchronised."""
+        cursors: list[AsyncCursor[TupleRow]] = []
+        for statement, parameters in statements:
+            cursor = self.connection.cursor(binary=True)
+            cursors.append(await cursor.execute(statement, parameters))
+        return cursors
+
+    async def transact(self, *statements: Statement) -> None:
+        """Run a whole transaction in one round trip."""
         async with self.connection.pipeline():
-            for cursor, (statement, parameters) in zip(cursors, statements, strict=True):
-                await cursor.execute(statement, parameters)
-        return [cursor.rowcount for cursor in cursors]
+            await self.send(statements)
 
     def failure(self, error: psycopg.Error) -> PersistenceError:
         """The error of ours for an error of psycopg's that was met in this session."""

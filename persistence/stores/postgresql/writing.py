@@ -14,16 +14,17 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import attrs
 import psycopg
+from psycopg import AsyncPipeline
 
 from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Slot, Transaction, Write, decide, new_etags
 from persistence.errors import CommitOutcomeUnknownError, StoreUnavailableError
 from persistence.options import prefix_end
 from persistence.stores.postgresql.dialect import Dialect
-from persistence.stores.postgresql.failures import is_data_error, is_stale, is_transient
+from persistence.stores.postgresql.failures import is_data_error, is_refusal, is_stale, is_transient
 from persistence.stores.postgresql.locks import channel, partition_id
 from persistence.stores.postgresql.notices import Notice, payloads
-from persistence.stores.postgresql.outcome import Outcome, ask_outcome, read_epoch
+from persistence.stores.postgresql.outcome import Evidence, Outcome, ask_outcome, read_epoch
 from persistence.stores.postgresql.packing import Bigints, Blobs, Texts
 from persistence.stores.postgresql.session import Connector, Session, Statement
 from persistence.stores.postgresql.sql import Statements
@@ -45,6 +46,7 @@ class _Found(NamedTuple):
     transaction: str | None
     watched: Collection[str]
     stored: dict[Slot, str]
+    deleted: int
 
 
 @attrs.frozen
@@ -53,21 +55,29 @@ class _Plan(Generic[T]):
 
     Attributes:
         statements: what to run before the commit.
-        answer: what comes of it, from the numbers of rows that the statements have changed.
-        marks: etags that nobody but this transaction writes; to find one of them proves the commit.
+        answer: what comes of it.
+        evidence: by what a commit that was not answered can be told from one that did not take place.
     """
 
     statements: Sequence[Statement]
-    answer: Callable[[Sequence[int]], T]
-    marks: Mapping[Slot, str]
+    answer: T
+    evidence: Evidence
 
 
 @attrs.frozen
 class _Work(Generic[T]):
-    """A transaction that is not decided yet."""
+    """A transaction that is not decided yet.
+
+    Attributes:
+        partitions: what to lock.
+        slots: whose etags to read.
+        delete: a statement to run at once.
+        decide: what is left to do.
+    """
 
     partitions: Collection[str]
     slots: Sequence[Slot]
+    delete: Statement | None
     decide: Callable[[_Found], _Plan[T]]
 
 
@@ -92,29 +102,30 @@ class Lane:
         slots = list({slot: None for transaction in batch for slot, _ in transaction.conditions})
 
         def plan(found: _Found) -> _Plan[Sequence[Result]]:
+            before = dict(found.stored)
             decision = decide(batch, found.stored, etags)
             statements = self._writes(decision.writes)
             statements += self._notices(found.watched, decision.writes)
-            marks = {slot: etag for slot, (write, etag) in decision.writes.items() if write[1] is not None}
-            return _Plan(statements, lambda _: decision.results, marks)
+            after = {slot: etag for slot, (write, etag) in decision.writes.items() if write[1] is not None}
+            before = {slot: etag for slot, etag in before.items() if slot in decision.writes}
+            return _Plan(statements, decision.results, Evidence(found.transaction, after, before))
 
         partitions = {transaction.partition for transaction in batch}
-        return await self._transact(_Work(partitions, slots, plan))
+        return await self._transact(_Work(partitions, slots, None, plan))
 
     async def delete_family(self, partition: str, prefix: str) -> int:
         """Delete the keys with this prefix that have no further separator; the number deleted.
 
         A caller that is cancelled does not disturb it.
         """
+        # Deleted with the first round trip, so that the number is known whatever becomes of the second.
+        delete = (self._sql["delete-family"], (partition, prefix, prefix_end(prefix), len(prefix) + 1))
 
         def plan(found: _Found) -> _Plan[int]:
-            parameters = (partition, prefix, prefix_end(prefix), len(prefix) + 1)
-            statements: list[Statement] = [(self._sql["delete-family"], parameters)]
-            if found.watched:
-                statements.append(self._notify([Notice(self._id(partition), None)]))
-            return _Plan(statements, lambda counts: counts[0], {})
+            notify = [self._notify([Notice(self._id(partition), None)])] if found.watched else []
+            return _Plan(notify, found.deleted, Evidence(found.transaction, {}, {}))
 
-        task = asyncio.create_task(self._transact(_Work([partition], [], plan)))
+        task = asyncio.create_task(self._transact(_Work([partition], [], delete, plan)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -167,52 +178,49 @@ class Lane:
             CommitOutcomeUnknownError: something may have been.
         """
         commit_deadline = deadline - _OUTCOME_SHARE * self._options.request_timeout.total_seconds()
+        plan: _Plan[T] | None = None
         try:
             with session.until(commit_deadline):
-                found = await self._lock_and_read(session, work)
-            plan = work.decide(found)
-        except BaseException as error:
-            await self._clear(session, error)
-            raise
-        try:
-            with session.until(commit_deadline):
-                counts = await session.transact(*plan.statements, (b"COMMIT", ()))
+                async with session.connection.pipeline() as pipeline:
+                    found = await self._lock_and_read(session, pipeline, work)
+                    plan = work.decide(found)
+                    await session.send((*plan.statements, (b"COMMIT", ())))
         except psycopg.Error as error:
-            lost = session.lost
             epoch = self._epoch
             await self._clear(session, error)
-            # An answer, even to the commit, is one that says: rolled back.
-            if not lost:
+            if plan is None or is_refusal(error):
                 raise
-            if not await self._was_committed(found.transaction, epoch, plan.marks, deadline, error):
+            if not await self._was_committed(plan.evidence, epoch, deadline, error):
                 raise
-            return plan.answer([-1] * len(plan.statements))
         except BaseException as error:
             await self._clear(session, error)
             raise
-        return plan.answer(counts)
+        return plan.answer
 
-    async def _lock_and_read(self, session: Session, work: _Work[T]) -> _Found:
+    async def _lock_and_read(self, session: Session, pipeline: AsyncPipeline, work: _Work[T]) -> _Found:
+        """The first round trip.
+
+        It does not end the pipeline: psycopg would send the server one message more, which stops the clock by
+        which the server ends a transaction that is left open.
+        """
         sql = self._sql
-        partitions = Texts(work.partitions)
-        parameters = (
-            partitions,
-            Texts([partition for partition, _ in work.slots]),
-            Texts([key for _, key in work.slots]),
-        )
-        connection = session.connection
-        lookup = connection.cursor(binary=True)
-        async with connection.pipeline():
-            await connection.cursor().execute(self._dialect.begin)
-            if not self._options.prepare:
-                # Behind a pooler the session's settings may be those of another connection.
-                settings = self._connector.settings
-                values = (True, Texts(settings), Texts(settings.values()))
-                await connection.cursor().execute(sql["settings"], values)
-            if self._dialect.locks:
-                ids = sorted({self._id(partition) for partition in work.partitions})
-                await connection.cursor().execute(sql["lock"], (Bigints(ids),))
-            await lookup.execute(sql["lookup"], parameters)
+        statements: list[Statement] = [(self._dialect.begin, ())]
+        if not self._options.prepare:
+            # Behind a pooler the session's settings may be those of another connection.
+            settings = self._connector.settings
+            statements.append((sql["settings"], (True, Texts(settings), Texts(settings.values()))))
+        if self._dialect.locks:
+            ids = sorted({self._id(partition) for partition in work.partitions})
+            statements.append((sql["lock"], (Bigints(ids),)))
+        partitions = Texts([partition for partition, _ in work.slots])
+        keys = Texts([key for _, key in work.slots])
+        statements.append((sql["lookup"], (Texts(work.partitions), partitions, keys)))
+        if work.delete is not None:
+            statements.append(work.delete)
+        cursors = await session.send(statements)
+        await pipeline.sync()
+        deleted = 0 if work.delete is None else cursors.pop().rowcount
+        lookup = cursors.pop()
         row = await lookup.fetchone()
         assert row is not None  # it aggregates
         transaction, watched, numbers, etags = row
@@ -221,7 +229,7 @@ class Lane:
             for index, number in enumerate(numbers):
                 start = index * _ETAG_LENGTH
                 stored[work.slots[number - 1]] = etags[start : start + _ETAG_LENGTH]
-        return _Found(transaction, watched or (), stored)
+        return _Found(transaction, watched or (), stored, deleted)
 
     def _writes(self, writes: Mapping[Slot, tuple[Write, str]]) -> list[Statement]:
         plain: list[tuple[Write, str]] = []
@@ -265,12 +273,7 @@ class Lane:
         return partition_id(self._options.schema, partition)
 
     async def _was_committed(
-        self,
-        transaction: str | None,
-        epoch: str | None,
-        marks: Mapping[Slot, str],
-        deadline: float,
-        cause: psycopg.Error,
+        self, evidence: Evidence, epoch: str | None, deadline: float, cause: psycopg.Error
     ) -> bool:
         """Ask the server what became of a commit whose connection was lost; it may have to start first.
 
@@ -283,7 +286,7 @@ class Lane:
                 session = self._session or await self._connect(deadline)
                 with session.until(deadline):
                     same = epoch is not None and epoch == self._epoch
-                    outcome = await ask_outcome(session, self._sql, transaction, marks, same_epoch=same)
+                    outcome = await ask_outcome(session, self._sql, evidence, same_epoch=same)
             except StoreUnavailableError:
                 pass
             except psycopg.Error:
@@ -320,11 +323,8 @@ class Lane:
 
     async def _clear(self, session: Session, error: BaseException) -> None:
         """Make the connection fit for the next transaction, or get rid of it."""
-        if (
-            isinstance(error, Exception)
-            and not session.lost
-            and not (isinstance(error, psycopg.Error) and is_stale(error))
-        ):
+        usable = not isinstance(error, psycopg.Error) or (is_refusal(error) and not is_stale(error))
+        if usable and isinstance(error, Exception):
             try:
                 with session.until(self._now() + self._options.connect_timeout.total_seconds()):
                     await session.rows(b"ROLLBACK")
