@@ -172,6 +172,16 @@ async def test_a_commit_that_cannot_be_asked_about_is_unknown(server_of: ServerO
         assert await value_of(store, "key") == b"3"
 
 
+async def test_a_commit_is_unknown_if_what_was_noted_is_gone(server_of: ServerOf) -> None:
+    url = server_of("mariadb").fresh_url()
+    async with wire_to(url) as wire, from_url(wire.url) as store, from_url(url) as admin:
+        await store.multi([put("key", b"1")])
+        await admin._opened().reader.run("DELETE FROM hsm_outcomes")
+        wire.cut = "before"
+        with pytest.raises(CommitOutcomeUnknownError):
+            await store.multi([put("key", b"2")])
+
+
 async def test_a_commit_that_is_never_answered_is_unknown(server_of: ServerOf) -> None:
     url = server_of("mariadb").fresh_url()
     async with wire_to(url) as wire, from_url(f"{wire.url}?request_timeout=1") as store:

@@ -407,6 +407,11 @@ async def test_connections_are_encrypted_if_asked_for(new_server: NewServer, tmp
         await from_url(f"{plain}?tls=disable&{ca}").__aenter__()
 
 
+async def test_a_server_without_encryption_is_not_told_the_password(url: str) -> None:
+    with pytest.raises(StoreUnavailableError):
+        await from_url(f"{url}?tls=require").__aenter__()
+
+
 async def test_a_server_that_speaks_another_language_is_unavailable() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")

@@ -191,6 +191,7 @@ class Lane:
             if self._committing and error.completed == last.count(";"):
                 session.abort()
                 raise _InDoubtError(error) from error
+            self._committing = False
             await self._undo(session, error)
             raise
         except ConnectionLostError as error:
