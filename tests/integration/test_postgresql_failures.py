@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -22,7 +23,8 @@ from persistence import (
     StoreBusyError,
     StoreUnavailableError,
 )
-from persistence.stores.postgresql import PostgresStore, from_url
+from persistence.stores.postgresql import PostgresOptions, PostgresStore, from_url
+from persistence.stores.postgresql.session import Connector
 from persistence.stores.postgresql.settings import divide_url
 from tests.conftest import NewServer
 from tests.support.servers import Server
@@ -352,6 +354,25 @@ async def test_a_stopped_process_holds_others_up_until_the_time_out_only(url: st
         output, errors = await asyncio.to_thread(process.communicate)
         assert output == "done\n", errors
         assert await value_of(store, "a") == b"theirs"
+
+
+async def test_a_process_stopped_between_two_messages_holds_others_up_until_the_time_out_only(
+    url: str,
+) -> None:
+    parameters, _ = divide_url(url)
+    hasty = PostgresOptions(idle_timeout=timedelta(seconds=0.2), request_timeout=timedelta(seconds=0.3))
+    session, facts = await Connector(parameters, hasty).connect()
+    if facts.version < 170000:
+        pytest.skip("the server has no transaction_timeout")
+    other, _ = await Connector(parameters, PostgresOptions()).connect()
+    with suppress(psycopg.Error):
+        async with session.connection.pipeline():
+            await session.send([(b"BEGIN", ()), (b"SELECT pg_advisory_xact_lock(5)", ())])
+            await until(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 5 AND granted")
+            await other.rows(b"SELECT pg_advisory_lock(5)")
+    assert await other.rows(b"SELECT pg_advisory_unlock(5)") == [(True,)]
+    await session.aclose()
+    await other.aclose()
 
 
 async def test_a_lock_that_is_held_for_too_long_is_told(url: str) -> None:

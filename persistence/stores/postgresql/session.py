@@ -29,6 +29,7 @@ Parameters: TypeAlias = tuple[object, ...]
 Statement: TypeAlias = tuple[bytes, Parameters]
 
 _OLDEST_SERVER: Final = 130000
+_TRANSACTION_TIMEOUT_SERVER: Final = 170000
 _WEAKER_THAN_ON: Final = frozenset({"off", "local", "remote_write"})
 _LEAST_CONNECT_SECONDS: Final = 2
 _IDLE_SECONDS_BEFORE_PROBES: Final = "30"
@@ -245,8 +246,11 @@ class Connector:
         if not facts.dialect.plain:
             settings |= _PLANS
             settings["default_transaction_isolation"] = "read committed"
-            # So that the server, too, gives a client up that has stopped reading.
-            settings["tcp_user_timeout"] = _milliseconds(options.request_timeout.total_seconds())
+            settings |= _keepalives(options)
+            if facts.version >= _TRANSACTION_TIMEOUT_SERVER:
+                # The server's other clocks stand still between two statements that are sent together.
+                patience = options.request_timeout + options.idle_timeout
+                settings["transaction_timeout"] = _milliseconds(patience.total_seconds())
             if synchronous in _WEAKER_THAN_ON:
                 settings["synchronous_commit"] = "on"
         self._settings = settings
@@ -264,6 +268,17 @@ class Connector:
             raise StoreUnavailableError(
                 f"{self.where} has the encoding {facts.encoding}; only UTF8 can keep every key"
             )
+
+
+def _keepalives(options: PostgresOptions) -> Mapping[str, str]:
+    """Settings by which the server, too, gives up a client that is gone, or that does not read any more."""
+    idle_seconds = max(1, round(options.idle_timeout.total_seconds()))
+    return {
+        "tcp_keepalives_idle": str(idle_seconds),
+        "tcp_keepalives_interval": "1",
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": _milliseconds(options.request_timeout.total_seconds()),
+    }
 
 
 def _milliseconds(seconds: float) -> str:
