@@ -12,6 +12,10 @@ from persistence.errors import InvalidRequestError
 
 __all__ = ["Properties", "split_url"]
 
+_UNREADABLE: Final = (
+    "the URL of the store cannot be read: its host or its port is none;"
+    " in a user name or password, write / as %2F, ? as %3F, [ as %5B, and so on"
+)
 _FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -120,12 +124,11 @@ def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
         _ = parts.port  # parsed only when asked for
     except ValueError:
         # Not what urllib says: it quotes the pieces of a password that is not escaped.
-        raise InvalidRequestError(
-            "the URL of the store cannot be read: its host or its port is none;"
-            " in a user name or password, write / as %2F, ? as %3F, [ as %5B, and so on"
-        ) from None
+        raise InvalidRequestError(_UNREADABLE) from None
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = dict(pairs)
+    if any("@" in name for name in options):
+        raise InvalidRequestError(_UNREADABLE)  # that was no query, but the rest of a password
     if len(options) != len(pairs):
         names = [name for name, _ in pairs]
         twice = ", ".join(name for name in options if names.count(name) > 1)

@@ -209,8 +209,8 @@ async def progress(writers: Sequence[Writer], multis: int) -> None:
         await asyncio.sleep(_PAUSE_SECONDS / 4)
 
 
-async def kill_and_start(server: Server, writers: Sequence[Writer], books: Books) -> None:
-    """One kill at a random moment under load."""
+async def kill_and_start(server: Server, writers: Sequence[Writer], books: Books, multis: int) -> None:
+    """One kill at a random moment under load; and then so many multis, at most, that are acknowledged."""
     await asyncio.sleep(random.uniform(0, 0.1))
     await asyncio.to_thread(server.kill)
     # Shorter and longer than what requests wait for: some are carried out after the restart, others refused.
@@ -218,7 +218,7 @@ async def kill_and_start(server: Server, writers: Sequence[Writer], books: Books
     await asyncio.to_thread(server.start)
     try:
         async with asyncio.timeout(_RECOVERY_SECONDS):
-            await progress(writers, random.randint(50, 500))
+            await progress(writers, random.randint(multis // 10, multis))
     except TimeoutError:
         stuck = [writer.number for writer in writers if not writer.progress]
         books.problems.append(f"writers did not get on after a restart (never: {stuck})")
@@ -298,8 +298,8 @@ def _under_way(books: Books, rows: Counter[str]) -> set[str]:
     return {name for name in rows if int(name.rpartition("/")[2]) == told[name.rpartition("/")[0]] + 1}
 
 
-async def run_kills(server: Server, kills: int) -> Books:
-    """The whole story on one empty database of a server."""
+async def run_kills(server: Server, kills: int, *, multis: int = 500) -> Books:
+    """The whole story on one empty database of a server, with at most so many multis between two kills."""
     url = server.fresh_url()
     url += (
         f"{'&' if '?' in url else '?'}connect_timeout={_PATIENCE_SECONDS}&request_timeout={_PATIENCE_SECONDS}"
@@ -309,7 +309,7 @@ async def run_kills(server: Server, kills: int) -> Books:
         async with asyncio.timeout(_RECOVERY_SECONDS):
             await progress(writers, 100)
         for turn in range(kills):
-            await kill_and_start(server, writers, books)
+            await kill_and_start(server, writers, books, multis)
             if turn % _CHECK_EVERY == 0:
                 await look_between(url, books)
             if books.problems:

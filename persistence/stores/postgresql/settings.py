@@ -18,6 +18,10 @@ from persistence.settings import Properties
 __all__ = ["PostgresOptions", "divide_url"]
 
 _IDENTIFIER_BYTES: Final = 63
+_UNREADABLE: Final = (
+    "the URL of the store cannot be read; it is postgresql://user:password@host:port/database, with special"
+    " characters of each part as %xx"
+)
 _LARGEST_PORT: Final = 65535
 _JDBC_NAMES: Final = frozenset({"ssl"})
 
@@ -93,6 +97,10 @@ def divide_url(url: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
             the URL, because it may hold a password.
     """
     base, _, query = url.partition("?")
+    authority = base.partition("://")[2].partition("/")[0]
+    if authority.count("@") > 1 or "@" in query.partition("=")[0]:
+        # libpq would take a part of the password for the host, or we for an option, and name it.
+        raise InvalidRequestError(_UNREADABLE)
     ours = {field.name for field in attrs.fields(PostgresOptions)}
     theirs = {option.keyword.decode() for option in Conninfo.get_defaults()} | _JDBC_NAMES
     options: dict[str, str] = {}
@@ -116,12 +124,10 @@ def divide_url(url: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
     try:
         parameters = conninfo_to_dict(f"{scheme.lower()}://{rest}" + (f"?{'&'.join(kept)}" if kept else ""))
     except (ProgrammingError, UnicodeError):
-        raise InvalidRequestError(
-            "the URL of the store cannot be read; it is postgresql://user:password@host:port/database, with"
-            " special characters of each part as %xx"
-        ) from None
+        raise InvalidRequestError(_UNREADABLE) from None
     for port in str(parameters.get("port", "")).split(","):
         # libpq would find out when it connects.
         if port and not (port.isascii() and port.isdecimal() and 0 < int(port) <= _LARGEST_PORT):
-            raise InvalidRequestError(f"port {port!r} in the URL of the store is not a number up to 65535")
+            # Not quoted: after a slash that is not escaped it is the beginning of a password.
+            raise InvalidRequestError(f"the port is not a number up to {_LARGEST_PORT}; {_UNREADABLE}")
     return {name: str(value) for name, value in parameters.items()}, options

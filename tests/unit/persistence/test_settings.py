@@ -110,6 +110,8 @@ def test_an_option_given_twice_is_refused() -> None:
         "redis://me:secret@host:99999/0",
         "redis://me:se?cret@host/0",
         "redis://me:se/cret@host/0",
+        "redis://me:?secret@host/0",
+        "redis://me:1234?secret@host/0?lanes=1",
         "redis://[me:secret]@host/0",
         "redis://me:secret\u2100@host/0",
         "redis://me:secret@[::1/0",
