@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from persistence import (
     ChangeKind,
+    CommitOutcomeUnknownError,
     ETagMismatchError,
     GetRequest,
     SetRequest,
@@ -21,7 +24,8 @@ from persistence.stores.redis import RedisStore, from_url
 from tests.conftest import NewServer
 from tests.support.redis_commands import execute
 from tests.support.servers import Server
-from tests.support.servers._cluster import ValkeyCluster
+from tests.support.servers._cluster import ClusterNode, ValkeyCluster
+from tests.support.servers._redis import find_valkey
 
 pytestmark = pytest.mark.server
 PARTITIONS: Final = [f"p{number}" for number in range(12)]
@@ -59,6 +63,22 @@ async def increment(store: RedisStore, partition: str, turn: int) -> None:
         except ETagMismatchError:
             continue
         return
+
+
+async def goes_on(store: RedisStore, partition: str) -> bool:
+    """Whether a partition can be written to."""
+    try:
+        await store.multi([put(partition, "key", b"y")])
+    except (StoreUnavailableError, CommitOutcomeUnknownError):
+        return False
+    return True
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something has come to be."""
+    async with asyncio.timeout(60):
+        while not await check():  # noqa: ASYNC110  the servers tell nobody
+            await asyncio.sleep(0.05)
 
 
 class Migration:
@@ -202,15 +222,45 @@ async def test_node_that_is_gone_takes_only_its_partitions_along(cluster: Valkey
         assert all(isinstance(error, StoreUnavailableError) for error in failed)
         assert failed
         cluster.nodes[1].start()
-        async with asyncio.timeout(60):
+        for partition in PARTITIONS:
+            await eventually(partial(goes_on, store, partition))
+
+
+async def test_replica_takes_over_and_the_store_goes_on(cluster: ValkeyCluster, nodes: list[Redis]) -> None:
+    replica = ClusterNode("valkey-cluster/replica", find_valkey(tls=False), cluster.nodes[0].options)
+    replica.start()
+    try:
+        replica.call(["CLUSTER", "MEET", "127.0.0.1", str(cluster.port), str(cluster.nodes[0].bus_port)])
+        master = await execute(nodes[1], "CLUSTER", "MYID")
+        async with Redis(port=replica.port, protocol=2, decode_responses=True) as client:
+
+            async def follows() -> bool:
+                try:
+                    await execute(client, "CLUSTER", "REPLICATE", master)
+                except ResponseError:  # it has not heard of all nodes yet
+                    return False
+                return True
+
+            async def replicates() -> bool:
+                return (await client.info("replication")).get("master_link_status") == "up"
+
+            await eventually(follows)
+            await eventually(replicates)
+        url = f"{cluster.fresh_url()}&connect_timeout=1"
+        async with from_url(url) as store, asyncio.timeout(60):
+            watches = {partition: store.watch(partition, "") for partition in PARTITIONS}
             for partition in PARTITIONS:
-                while True:
-                    try:
-                        await store.multi([put(partition, "key", b"y")])
-                    except StoreUnavailableError:
-                        await asyncio.sleep(0.05)
-                    else:
-                        break
+                await store.multi([put(partition, "key", b"x")])
+            await asyncio.gather(*(anext(watch) for watch in watches.values()))
+            cluster.nodes[1].kill()
+            for partition in PARTITIONS:
+                await eventually(partial(goes_on, store, partition))
+                found = await store.get(GetRequest(partition=partition, key="key"))
+                assert found.data in {b"x", b"y"}
+                while (await anext(watches[partition])).key != "key":
+                    await store.multi([put(partition, "key", b"z")])
+    finally:
+        replica.destroy()
 
 
 async def test_every_partition_and_the_pings_reach_all_nodes(

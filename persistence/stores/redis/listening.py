@@ -86,7 +86,7 @@ class Listeners:
 
     async def aclose(self) -> None:
         """End the watches and the connections."""
-        for listener in self._listeners.values():
+        for listener in list(self._listeners.values()):
             await listener.aclose()
         for watches in self._watches.values():
             for watch in list(watches):

@@ -64,7 +64,7 @@ class OneNode:
 
 
 class ClusterNodes:
-    """The masters of a cluster, as any of its nodes knows them."""
+    """The masters of a cluster, as the first of its nodes that answers knows them."""
 
     def __init__(self, dialer: Dialer, seeds: Sequence[Address]) -> None:
         self._dialer = dialer
@@ -104,14 +104,22 @@ class ClusterNodes:
         await asyncio.shield(task)
 
     async def _refresh(self) -> None:
-        failure: PersistenceError | None = None
-        for address in dict.fromkeys([*self.masters(), *self._seeds]):
-            try:
-                self._owners = await self._ask(address)
-            except PersistenceError as error:
-                failure = failure or error
-            else:
-                return
+        # All at once, and the first answer counts: those that are gone may keep us waiting.
+        addresses = dict.fromkeys([*self.masters(), *self._seeds])
+        asking = {asyncio.create_task(self._ask(address)) for address in addresses}
+        failure: BaseException | None = None
+        try:
+            for answer in asyncio.as_completed(asking):
+                try:
+                    self._owners = await answer
+                except PersistenceError as error:
+                    failure = failure or error
+                else:
+                    return
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
         raise StoreUnavailableError(
             f"no node of the Redis cluster at {self._where()} says where the slots are: {failure}"
         ) from failure

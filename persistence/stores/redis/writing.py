@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from persistence.batcher import Result
 from persistence.decision import Transaction, new_etags
@@ -125,7 +125,11 @@ class Lane:
             try:
                 replies: Sequence[Reply] = await carry(link, [call.request for call in left])
                 outcomes |= {id(call): reply for call, reply in zip(left, replies, strict=True)}
-                await self._await_replicas(link, left, outcomes)
+                if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                    # A master no more; behind the same name there may be another one by now.
+                    await link.abort()
+                else:
+                    await self._await_replicas(link, left, outcomes)
                 break
             except LinkLostError as lost:
                 self._links.pop(address, None)
