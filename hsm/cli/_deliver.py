@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import uuid
 from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,8 +45,8 @@ _IDLE_SECONDS: Final = 1.0
 # What another process does to the same database is looked for in these intervals, at most.
 _POLL: Final = timedelta(seconds=2)
 _DEAD_SECONDS: Final = 1.0
-_RECOUNT_SECONDS: Final = 5.0
-_RECOUNT_AFTER_IDLE: Final = 5
+_RECOUNT_SECONDS: Final = 3.0
+_RECOUNT_AFTER_IDLE: Final = 3
 _LOOK_AFTER_IDLE: Final = 2
 # Longer than any pause that the engine itself makes after an error.
 _SUSPECT_AFTER_IDLE: Final = 300
@@ -136,7 +135,7 @@ class _Run:
     """One run over a file.
 
     Attributes:
-        recounted: whether the tally was counted anew in the middle of the run.
+        recounted: whether the tally was counted anew since the run began.
         recounted_amid: whether nothing has confirmed that count yet.
     """
 
@@ -178,7 +177,7 @@ class _Run:
         )
 
     async def _start(self, delivery: Delivery) -> None:
-        key = ExecutionKey(NAMESPACE, delivery.id, uuid.uuid4().hex)
+        key = ExecutionKey(NAMESPACE, delivery.id, self._tally.new_run_id())
         try:
             # The same request is recognised if a try that failed did reach the store.
             ref = await self._outage.outlast(partial(self._start_execution, key, delivery))
@@ -211,8 +210,8 @@ class _Run:
             # Another process has started some of the lines since the count at the beginning.
             await self._outage.outlast(self._recount)
         through = await self._wait()
-        while through and self.recounted_amid:
-            self.recounted_amid = False
+        while through and (self.recounted_amid or tally.foreign):
+            self.recounted, self.recounted_amid, tally.foreign = True, False, False
             await self._outage.outlast(partial(self._recounts.do, partial(tally.recount, self._engine)))
             through = await self._wait()
 

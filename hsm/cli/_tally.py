@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 import attrs
 
@@ -33,6 +34,8 @@ class Tally:
         nameless: dead letters that do not tell whose they are.
         unreadable: what is wrong with the rows of deliveries that cannot be read, by id; they count as dead.
         failed_ids: the deliveries that had failed at the last count.
+        foreign: an attempt has ended of a delivery that this process has not started. It need not have been
+            among those that were waiting: with another process at work, this tally may be wrong.
         changed: set whenever an attempt has ended.
     """
 
@@ -51,7 +54,13 @@ class Tally:
     nameless: int = 0
     unreadable: dict[str, str] = attrs.field(factory=dict[str, str])
     failed_ids: set[str] = attrs.field(factory=set[str])
+    foreign: bool = False
     changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    _token: str = attrs.field(factory=lambda: secrets.token_hex(8), init=False)
+
+    def new_run_id(self) -> str:
+        """The run id of a delivery that this process starts."""
+        return self._token + secrets.token_hex(8)
 
     async def recount(self, engine: Engine) -> None:
         """Learn what the database holds now, by this run's doing or another's."""
@@ -97,6 +106,7 @@ class Tally:
         if ref.execution.namespace != NAMESPACE:
             return
         self.changed.set()
+        self.foreign = self.foreign or not ref.execution.run_id.startswith(self._token)
         if state is State.BACKING_OFF:
             self.retries += 1
             return

@@ -281,3 +281,27 @@ async def test_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     assert result.status == 0, result
     assert set(to.ids) == set(ids)
     assert await problems(server.url) == []
+
+
+async def test_two_commands_share_the_work_and_end_when_all_of_it_is_done(
+    server_of: Callable[[str], Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HSM_DB", server_of("postgresql").fresh_url())
+
+    async def slow(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.02)
+        return web.Response()
+
+    async with receiver() as to:
+        to.handler = slow
+        ids = [f"d{number}" for number in range(600)]
+        files = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+        for file, part in zip(files, (ids[:300], ids[300:]), strict=True):
+            write_lines(file, *({"id": id_, "url": f"{to.urls[0]}/{id_}"} for id_ in part))
+        commands = [("deliver", file, "--concurrency", "4") for file in files]
+        results = await asyncio.gather(*(hsm(*command, folder=tmp_path) for command in commands))
+    assert to.ids == Counter(ids)
+    for result in results:
+        assert result.status == 0, result
+        assert "300 lines: 300 new, 0 known" in result.out
+        assert "in all: 600 delivered, 0 failed, 0 waiting" in result.out
