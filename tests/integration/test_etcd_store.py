@@ -304,6 +304,27 @@ async def test_encrypted_connection_is_checked(new_server: NewServer, tmp_path: 
         await from_url(f"etcds://127.0.0.1:{server.port}?tls_ca={tmp_path}/nowhere").init(Metadata())
 
 
+async def test_user_needs_no_more_than_the_prefix(new_server: NewServer) -> None:
+    server = new_server("etcd", password="root secret")
+    assert isinstance(server, EtcdServer)
+    root = server.gateway.as_root("root secret")
+    root.call("/v3/auth/role/add", {"name": "hsm"})
+    permission = {"permType": "READWRITE", "key": encoded(b"mine/"), "range_end": encoded(b"mine0")}
+    arguments: Any = {"name": "hsm", "perm": permission}
+    root.call("/v3/auth/role/grant", arguments)
+    root.call("/v3/auth/user/add", {"name": "me", "password": "it's mine"})
+    root.call("/v3/auth/user/grant", {"user": "me", "role": "hsm"})
+    url = f"etcd://me:it%27s%20mine@127.0.0.1:{server.port}/"
+    async with from_url(f"{url}?prefix=mine/") as store:
+        changes = store.watch("p", "")
+        await asyncio.gather(*(store.set(put(f"{number}", ttl=1000)) for number in range(10)))
+        assert (await anext(changes)).kind is ChangeKind.KEY
+        assert await store.delete_with_prefix("p", "x") == 0
+        assert len([item async for item in store.scan("p", "", "")]) == 10
+    with pytest.raises(StoreUnavailableError, match="permission"):
+        await from_url(f"{url}?prefix=theirs/").init(Metadata())
+
+
 async def test_lanes_go_on_beside_each_other(place: Place) -> None:
     async with from_url(f"{place[1]}&lanes=3") as store:
         requests = [SetRequest(partition=f"{number}", key="key", value=b"") for number in range(30)]

@@ -12,6 +12,7 @@ import secrets
 from typing import Final
 
 from persistence.decision import Slot
+from persistence.errors import StoreCorruptError
 
 __all__ = ["Keyspace"]
 
@@ -44,6 +45,17 @@ class Keyspace:
     def partition_end(self, partition: str) -> bytes:
         """The first key after all rows of a partition."""
         return self._rows + partition.encode() + _AFTER_NUL
+
+    def text(self, partition: str, stored: bytes) -> str:
+        """The row's own key.
+
+        Raises:
+            StoreCorruptError: it is no text, so that no store of ours has written it.
+        """
+        try:
+            return stored[len(self._rows) + len(partition.encode()) + 1 :].decode()
+        except UnicodeDecodeError as error:
+            raise StoreCorruptError(f"etcd holds a key that is not of a store of ours: {stored!r}") from error
 
     def new_commit(self) -> bytes:
         """A key that nobody else has, for the marks of somebody's commits."""

@@ -82,13 +82,14 @@ class Reader:
     async def page(self, window: Window, rows: int) -> Page:
         """At most so many rows from the beginning of a window."""
         answer = await self._read(window, min(rows, max(_LEAST_ROWS, _PAGE_BYTES // self._row_bytes)))
-        skipped = len(self._keyspace.partition(window.partition))
         items: list[Item] = []
         size = 0
         for row in answer.kvs:
             size += len(row.value)
             value = unpack_value(row.key, row.value)
-            items.append(Item(row.key[skipped:].decode(), value, etag_of(row.mod_revision)))
+            items.append(
+                Item(self._keyspace.text(window.partition, row.key), value, etag_of(row.mod_revision))
+            )
         if items:
             # It shrinks slowly, because rows of one size are often together.
             self._row_bytes = max(size // len(items), self._row_bytes // 2, 1)
@@ -97,8 +98,7 @@ class Reader:
     async def keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
         """At most so many keys from the beginning of a window, and whether they were all."""
         answer = await self._read(window, rows, keys_only=True)
-        skipped = len(self._keyspace.partition(window.partition))
-        return [row.key[skipped:].decode() for row in answer.kvs], not answer.more
+        return [self._keyspace.text(window.partition, row.key) for row in answer.kvs], not answer.more
 
     async def _read(self, window: Window, rows: int, *, keys_only: bool = False) -> etcd_pb2.RangeResponse:
         first = self._keyspace.partition(window.partition)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+
 from persistence.errors import StoreCorruptError, StoreUnavailableError
 from persistence.migrations import Migration, SchemaVersion, missing_migrations
 from persistence.proto import etcd_pb2
 from persistence.stores.etcd.client import Client
+from persistence.stores.etcd.failures import translate
 from persistence.stores.etcd.keys import Keyspace
 
 __all__ = ["MIGRATIONS", "check_version", "open_schema"]
@@ -26,7 +30,12 @@ async def check_version(client: Client) -> str:
     Raises:
         StoreUnavailableError: it is older than 3.4, or does not answer.
     """
-    answer = await client.ask(lambda connection: connection.status, etcd_pb2.StatusRequest())
+    try:
+        answer = await client.try_hard(lambda connection: connection.status, etcd_pb2.StatusRequest())
+    except AioRpcError as error:
+        if error.code() is StatusCode.PERMISSION_DENIED:
+            return "of a version that it does not tell us"
+        raise translate(error, str(client.cluster)) from error
     numbers = [int(number) for number in answer.version.split(".")[:2] if number.isdecimal()]
     if tuple(numbers) < _OLDEST_SERVER:
         raise StoreUnavailableError(

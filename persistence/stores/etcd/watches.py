@@ -50,7 +50,8 @@ class _Target:
 
     def tell(self, response: etcd_pb2.WatchResponse) -> None:
         for event in response.events:
-            key = event.kv.key[self.skipped :].decode()
+            # A key that is no text is not of a store of ours, and nobody asks for it.
+            key = event.kv.key[self.skipped :].decode(errors="replace")
             for watch in self.watches:
                 watch.notify(key)
         if response.fragment:
@@ -127,6 +128,10 @@ class Watcher:
             heard = False
             try:
                 heard = await self._listen(connection)
+            except Exception:  # noqa: BLE001  whatever it was, readers must not wait for ever
+                _log.exception("the watch of %s broke off", self._client.cluster)
+                for target in self._targets.values():
+                    target.resync()
             finally:
                 await connection.aclose()
             pause_seconds = _FIRST_PAUSE_SECONDS if heard else min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
