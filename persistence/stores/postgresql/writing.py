@@ -61,7 +61,7 @@ class _Plan(Generic[T]):
 
     statements: Sequence[Statement]
     answer: T
-    evidence: Evidence
+    evidence: Callable[[], Evidence]
 
 
 @attrs.frozen
@@ -106,9 +106,14 @@ class Lane:
             decision = decide(batch, found.stored, etags)
             statements = self._writes(decision.writes)
             statements += self._notices(found.watched, decision.writes)
-            after = {slot: etag for slot, (write, etag) in decision.writes.items() if write[1] is not None}
-            before = {slot: etag for slot, etag in before.items() if slot in decision.writes}
-            return _Plan(statements, decision.results, Evidence(found.transaction, after, before))
+
+            def evidence() -> Evidence:
+                writes = decision.writes
+                after = {slot: etag for slot, (write, etag) in writes.items() if write[1] is not None}
+                replaced = {slot: etag for slot, etag in before.items() if slot in writes}
+                return Evidence(found.transaction, after, replaced)
+
+            return _Plan(statements, decision.results, evidence)
 
         partitions = {transaction.partition for transaction in batch}
         return await self._transact(_Work(partitions, slots, None, plan))
@@ -123,7 +128,7 @@ class Lane:
 
         def plan(found: _Found) -> _Plan[int]:
             notify = [self._notify([Notice(self._id(partition), None)])] if found.watched else []
-            return _Plan(notify, found.deleted, Evidence(found.transaction, {}, {}))
+            return _Plan(notify, found.deleted, lambda: Evidence(found.transaction, {}, {}))
 
         task = asyncio.create_task(self._transact(_Work([partition], [], delete, plan)))
         self._tasks.add(task)
@@ -190,7 +195,7 @@ class Lane:
             await self._clear(session, error)
             if plan is None or is_refusal(error):
                 raise
-            if not await self._was_committed(plan.evidence, epoch, deadline, error):
+            if not await self._was_committed(plan.evidence(), epoch, deadline, error):
                 raise
         except BaseException as error:
             await self._clear(session, error)
