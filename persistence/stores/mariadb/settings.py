@@ -100,7 +100,7 @@ class MariaDBOptions:
     connect_timeout: timedelta = timedelta(seconds=5)
     request_timeout: timedelta = timedelta(seconds=10)
     lock_timeout: timedelta = timedelta(seconds=5)
-    idle_timeout: timedelta = timedelta(seconds=5)
+    idle_timeout: timedelta = timedelta(seconds=2)
     cleanup_interval: timedelta = timedelta(minutes=1)
     create: bool = True
     prefix: str = attrs.field(default="hsm_", validator=_check_prefix)

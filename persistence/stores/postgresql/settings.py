@@ -53,7 +53,7 @@ class PostgresOptions:
     connect_timeout: timedelta = timedelta(seconds=5)
     request_timeout: timedelta = timedelta(seconds=10)
     lock_timeout: timedelta = timedelta(seconds=5)
-    idle_timeout: timedelta = timedelta(seconds=5)
+    idle_timeout: timedelta = timedelta(seconds=2)
     cleanup_interval: timedelta = timedelta(minutes=1)
     prepare: bool = True
 
