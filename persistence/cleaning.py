@@ -7,6 +7,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from persistence.errors import PersistenceError
+
 __all__ = ["Cleaner"]
 
 _log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ class Cleaner:
             await asyncio.sleep(self._interval_seconds)
             try:
                 await self._clean()
+            except PersistenceError as error:
+                _log.warning("expired rows could not be deleted: %s", error)
             except Exception:  # noqa: BLE001  whatever it was, the next interval is another try
                 _log.warning("expired rows could not be deleted", exc_info=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Final
 
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
@@ -14,6 +15,8 @@ from persistence.store import (
     Feature,
     GetRequest,
     GetResponse,
+    KeysLikeRequest,
+    KeysLikeStore,
     OrderedStore,
     SetRequest,
 )
@@ -176,6 +179,51 @@ async def a_cancelled_caller_leaves_all_or_nothing(world: World) -> None:
 
 async def _multi(world: World, operations: list[SetRequest]) -> str:
     return await world.transactional.multi(operations)
+
+
+@cases.case()
+async def cancelled_readers_disturb_nobody(world: World) -> None:
+    """Wherever a read is broken off, the next one gets its own answer, and not what was left of that one."""
+    keys = [f"key/{number:03}" for number in range(250)]
+    await world.store.bulk_set([world.set_request(key, key.encode() * 50) for key in keys])
+    for turn in range(_ROUNDS):
+        gets = [asyncio.create_task(_value(world, key)) for key in random.sample(keys, 20)]
+        reads: list[asyncio.Task[bool]] = [asyncio.create_task(_pings(world)) for _ in range(2)]
+        if Feature.SCAN in world.store.features:
+            reads += [asyncio.create_task(_scans_right(world, keys, number % 2 == 1)) for number in range(8)]
+        if Feature.KEYS_LIKE in world.store.features:
+            reads += [asyncio.create_task(_lists_right(world, keys, f"key/{number}%")) for number in range(3)]
+        await asyncio.sleep(turn / 500)
+        everything = [*gets, *reads]
+        for task in random.sample(everything, len(everything) // 2):
+            task.cancel()
+        outcomes = await asyncio.gather(*everything, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+            expect(outcome is not False, "a read that was not cancelled got a wrong answer")
+    expect_equal([await _value(world, key) for key in keys[:20]], [True] * 20, "values are right")
+
+
+async def _value(world: World, key: str) -> bool:
+    return await world.value(key) == key.encode() * 50
+
+
+async def _pings(world: World) -> bool:
+    await world.store.ping()
+    return True
+
+
+async def _scans_right(world: World, keys: list[str], reverse: bool) -> bool:
+    rows = await world.scan(reverse=reverse)
+    ordered = keys[::-1] if reverse else keys
+    return [(row.key, row.value) for row in rows] == [(key, key.encode() * 50) for key in ordered]
+
+
+async def _lists_right(world: World, keys: list[str], pattern: str) -> bool:
+    request = KeysLikeRequest(partition=world.partition, pattern=pattern)
+    found = (await require(world.store, KeysLikeStore).keys_like(request)).keys
+    return sorted(found) == [key for key in keys if key.startswith(pattern[:-1])]
 
 
 @cases.case()
