@@ -1,0 +1,324 @@
+"""Several processes with engines on one database, killed and stopped at random: nothing is lost, nothing done twice.
+
+    python tests/crash/engine_faults.py [--quick] [--faults N] [--processes N] [--kinds sqlite postgresql ...]
+    python tests/crash/engine_faults.py --break-version-check       the audit has to find something then
+
+All processes update the same executions, one generation of them after the other. An update has a mark of its own,
+writes it into the root and into a child in one commit, asks for a task and a timer that note it once more, and is
+acknowledged on the standard output. A fault is a SIGKILL and a new process, or a SIGSTOP for longer than a lease.
+In the end the database is compared with what was acknowledged: every mark is there once, in the root and in the
+child in the same order, and its two tasks have noted it once; every execution that was begun has come to its
+end; and no task is without its machine, no machine without its task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import attrs  # noqa: E402
+
+import persistence  # noqa: E402
+from hsm import Node, Ref  # noqa: E402
+from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
+from hsm.errors import RetryLaterError  # noqa: E402
+from persistence.store import EngineStore, Operation, SetRequest  # noqa: E402
+from tests.crash._kinds import ALL_KINDS, add_kinds, database_of, table  # noqa: E402
+from tests.support.databases import Database  # noqa: E402
+from tests.support.jobs import (  # noqa: E402
+    Alarm,
+    Job,
+    Lasting,
+    State,
+    Step,
+    World,
+    finish,
+    job,
+    log,
+    note,
+    noted,
+    step,
+)
+
+CLIENTS: Final = 6
+UPDATES: Final = 40
+LEASE_SECONDS: Final = 2
+STOP_SECONDS: Final = 3.0
+QUIET_SECONDS: Final = 60.0
+CHILD: Final = step("child")
+
+
+def options() -> EngineOptions:
+    return EngineOptions(
+        shard_count=8,
+        lease_seconds=LEASE_SECONDS,
+        poll_interval=timedelta(milliseconds=100),
+        backoff=Backoff(timedelta(milliseconds=10), timedelta(seconds=1)),
+    )
+
+
+# What the processes do
+
+
+class Careless:
+    """A store that forgets to check the version of an execution: the audit has to notice."""
+
+    def __init__(self, store: EngineStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def multi(self, operations: Sequence[Operation]) -> str:
+        return await self._store.multi(
+            [
+                attrs.evolve(operation, etag=None)
+                if isinstance(operation, SetRequest) and operation.key.startswith("e/") and operation.etag
+                else operation
+                for operation in operations
+            ]
+        )
+
+
+async def work(url: str, first: int, *, careless: bool) -> None:
+    world = World()
+    world.on(Lasting, noted)
+    async with persistence.connect(url) as opened:
+        store = persistence.require(opened, EngineStore)
+        if careless:
+            store = Careless(store)  # type: ignore[assignment]  # passes everything else on
+        async with Engine(world.registry, store, options()) as engine, asyncio.TaskGroup() as group:
+            for client in range(CLIENTS):
+                group.create_task(keep_updating(engine, client, first))
+
+
+async def keep_updating(engine: Engine, client: int, generation: int) -> None:
+    while True:
+        id_ = f"{generation}-{client}"
+        try:
+            ref = await engine.start(job(id_), Job(), request_id="faults", on_start=build)
+            while await update(engine, ref):
+                pass
+        except RetryLaterError:
+            # The store was away, or knows no answer: the same again.
+            await asyncio.sleep(0.05)
+            continue
+        print(f"end {generation}", flush=True)
+        generation += 1
+
+
+def build(root: Node) -> None:
+    root.add_child(CHILD, Step())
+
+
+async def update(engine: Engine, ref: Ref) -> bool:
+    """Make one update, unless there have been enough of them; whether there may be more."""
+    mark = f"m{random.getrandbits(60):015x}"
+
+    def change(root: Node) -> bool:
+        if len(marks(log(root))) >= UPDATES:
+            if root.data(Job).state is not State.DONE:
+                finish()(root)
+            return False
+        due = engine.now() + timedelta(milliseconds=random.randrange(50))
+        note(mark, Lasting(f"call {mark}"))(root)
+        note(mark, Alarm(f"alarm {mark}", due))(root.child((CHILD,)))
+        return True
+
+    if not await engine.update(ref, change):
+        return False
+    print(f"did {ref.execution.id} {mark}", flush=True)
+    return True
+
+
+def marks(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if line.startswith("m")]
+
+
+# Faults
+
+
+class Process:
+    """A process under test, and what it has said."""
+
+    def __init__(self, url: str, first: int, *, careless: bool) -> None:
+        command = [sys.executable, __file__, "--work", url, "--first", str(first)]
+        if careless:
+            command.append("--break-version-check")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.marks: list[tuple[str, str]] = []
+        self.generation = first
+        self.stopped_until = 0.0
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            words = line.split()
+            if line.endswith("\n") and words[0] == "did":
+                self.marks.append((words[1], words[2]))
+            elif line.endswith("\n"):
+                self.generation = max(self.generation, int(words[1]))
+
+    def stop(self, seconds: float) -> None:
+        os.kill(self.process.pid, signal.SIGSTOP)
+        self.stopped_until = time.monotonic() + seconds
+
+    def wake_if_due(self) -> None:
+        if self.stopped_until and time.monotonic() >= self.stopped_until:
+            self.stopped_until = 0.0
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    def kill(self) -> list[tuple[str, str]]:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        return self.marks
+
+
+def inflict(
+    url: str, processes: int, faults: int, chance: random.Random, *, careless: bool
+) -> tuple[list[tuple[str, str]], Counter[str]]:
+    """Let processes work, and kill and stop them; what was acknowledged, and the faults by kind."""
+    acknowledged: list[tuple[str, str]] = []
+    counts: Counter[str] = Counter()
+    crew = [Process(url, 0, careless=careless) for _ in range(processes)]
+    try:
+        while counts.total() < faults:
+            time.sleep(chance.uniform(0.05, 1.0))
+            for process in crew:
+                process.wake_if_due()
+            victim = chance.randrange(processes)
+            process = crew[victim]
+            assert process.process.poll() is None, f"a process has ended with {process.process.returncode}"
+            if process.stopped_until:
+                continue
+            if chance.random() < 0.4:
+                counts["stops"] += 1
+                process.stop(STOP_SECONDS * chance.uniform(0.5, 1.5))
+            else:
+                counts["kills"] += 1
+                acknowledged += process.kill()
+                newest = max(other.generation for other in crew)
+                crew[victim] = Process(url, newest, careless=careless)
+        while any(process.stopped_until for process in crew):
+            time.sleep(0.1)
+            for process in crew:
+                process.wake_if_due()
+        time.sleep(LEASE_SECONDS)
+    finally:
+        for process in crew:
+            acknowledged += process.kill()
+    return acknowledged, counts
+
+
+# The audit
+
+
+async def audit(url: str, acknowledged: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Let everything come to its end, then compare; what was counted.
+
+    Raises:
+        AssertionError: something is lost, done twice or left over.
+    """
+    by_execution: dict[str, set[str]] = {}
+    for id_, mark in acknowledged:
+        by_execution.setdefault(id_, set()).add(mark)
+    world = World()
+    updates = executions = 0
+    async with Database(url) as database, Engine(world.registry, database.store, options()) as engine:
+        await database.check()
+        infos = [info async for info in engine.list(namespace="tests")]
+        assert {info.key.id for info in infos} >= set(by_execution), "executions are lost"
+        async with asyncio.timeout(QUIET_SECONDS):
+            await engine.drain()
+            while await database.queued():
+                await asyncio.sleep(0.05)
+                await engine.drain()
+        for info in infos:
+            updates += await check_execution(engine, Ref(info.key), by_execution.get(info.key.id, set()))
+            executions += 1
+        assert [dead async for dead in engine.dead_letters()] == []
+        await database.check()
+    return {"executions": executions, "updates": updates, "acknowledged": len(acknowledged)}
+
+
+async def check_execution(engine: Engine, ref: Ref, acknowledged: set[str]) -> int:
+    root = await engine.read(ref, log)
+    child = await engine.read(Ref(ref.execution, (CHILD,)), log)
+    written = marks(root)
+    name = ref.execution.id
+    assert len(set(written)) == len(written), f"{name}: updates done twice"
+    assert acknowledged <= set(written), f"{name}: {len(acknowledged - set(written))} updates are lost"
+    assert marks(child) == written, f"{name}: updates half done, or in another order"
+    assert len(written) <= UPDATES, f"{name}: {len(written)} updates, made from a stale state"
+    for kind, lines in (("call", root), ("alarm", child)):
+        done = Counter(line for line in lines if line.startswith(kind))
+        assert done == Counter(f"{kind} {mark}" for mark in written), f"{name}: tasks lost or done twice"
+    return len(written)
+
+
+def run(kind: str, arguments: argparse.Namespace, faults: int) -> list[object]:
+    chance = random.Random(arguments.seed)
+    began = time.monotonic()
+    with database_of(kind) as url:
+        acknowledged, counts = inflict(
+            url, arguments.processes, faults, chance, careless=arguments.break_version_check
+        )
+        found = asyncio.run(audit(url, acknowledged))
+    assert found["updates"], "nothing was done between the faults"
+    seconds = time.monotonic() - began
+    return [kind, counts["kills"], counts["stops"], *found.values(), 0, 0, f"{seconds:.0f} s"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a few faults only")
+    parser.add_argument("--faults", type=int, default=300)
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--break-version-check", action="store_true", help="see that the audit finds it")
+    parser.add_argument("--work", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    add_kinds(parser, ALL_KINDS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        asyncio.run(work(arguments.work, arguments.first, careless=arguments.break_version_check))
+        return
+    faults = 6 if arguments.quick else arguments.faults
+    kinds = ("sqlite", "postgresql") if arguments.quick else arguments.kinds
+    rows: list[list[object]] = [
+        ["database", "kills", "stops", "executions", "updates", "acknowledged", "lost", "twice", "in"]
+    ]
+    print(f"seed {arguments.seed}, {arguments.processes} processes", flush=True)
+    if arguments.break_version_check:
+        try:
+            run(kinds[0], arguments, faults)
+        except AssertionError as error:
+            print(f"the audit has found: {error}")
+            return
+        sys.exit("the audit has found nothing, though executions were written without a look at their version")
+    rows += [run(kind, arguments, faults) for kind in kinds]
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
