@@ -367,7 +367,8 @@ async def test_a_process_stopped_between_two_messages_holds_others_up_until_the_
     other, _ = await Connector(parameters, PostgresOptions()).connect()
     with suppress(psycopg.Error):
         async with session.connection.pipeline():
-            await session.send([(b"BEGIN", ()), (b"SELECT pg_advisory_xact_lock(5)", ())])
+            await session.connection.execute(b"BEGIN")
+            await session.connection.execute(b"SELECT pg_advisory_xact_lock(5)")
             await until(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 5 AND granted")
             await other.rows(b"SELECT pg_advisory_lock(5)")
     assert await other.rows(b"SELECT pg_advisory_unlock(5)") == [(True,)]

@@ -7,26 +7,24 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import attrs
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from persistence.errors import PersistenceError, StoreUnavailableError
 from persistence.stores.postgresql.dialect import Dialect, dialect_of
+from persistence.stores.postgresql.exchange import Answer, Exchange, Parameters, Statement
 from persistence.stores.postgresql.failures import translate
 from persistence.stores.postgresql.packing import Texts, adapt
 from persistence.stores.postgresql.settings import PostgresOptions
 from persistence.stores.postgresql.sql import Statements
 
-__all__ = ["Connector", "Parameters", "ServerFacts", "Session", "Statement"]
-
-Parameters: TypeAlias = tuple[object, ...]
-Statement: TypeAlias = tuple[bytes, Parameters]
+__all__ = ["Connector", "ServerFacts", "Session"]
 
 _OLDEST_SERVER: Final = 130000
 _TRANSACTION_TIMEOUT_SERVER: Final = 170000
@@ -83,8 +81,9 @@ class Session:
     do: it asks the server to cancel, and waits for the answer.
     """
 
-    def __init__(self, connection: AsyncConnection[TupleRow], where: str) -> None:
+    def __init__(self, connection: AsyncConnection[TupleRow], where: str, *, prepare: bool) -> None:
         self.connection: Final = connection
+        self._exchange: Final = Exchange(connection, prepare=prepare)
         self.where: Final = where
         self.hung = False
 
@@ -119,18 +118,9 @@ class Session:
             await cursor.execute(statement, parameters)
             return cursor.rowcount
 
-    async def send(self, statements: Sequence[Statement]) -> list[AsyncCursor[TupleRow]]:
-        """Run statements within a pipeline; their cursors can be read when it is synchronised."""
-        cursors: list[AsyncCursor[TupleRow]] = []
-        for statement, parameters in statements:
-            cursor = self.connection.cursor(binary=True)
-            cursors.append(await cursor.execute(statement, parameters))
-        return cursors
-
-    async def transact(self, *statements: Statement) -> None:
-        """Run a whole transaction in one round trip."""
-        async with self.connection.pipeline():
-            await self.send(statements)
+    async def transact(self, *statements: Statement) -> list[Answer]:
+        """Run statements in one round trip, and answer each; those after one that is refused are not run."""
+        return await self._exchange.run(*statements)
 
     def failure(self, error: psycopg.Error) -> PersistenceError:
         """The error of ours for an error of psycopg's that was met in this session."""
@@ -177,7 +167,7 @@ class Connector:
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.options.request_timeout.total_seconds()
-        session = Session(await self._connection(deadline), self.where)
+        session = Session(await self._connection(deadline), self.where, prepare=self.options.prepare)
         try:
             with session.until(deadline):
                 facts = await self._set_up(session)

@@ -14,19 +14,19 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import attrs
 import psycopg
-from psycopg import AsyncPipeline
 
 from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Slot, Transaction, Write, decide, new_etags
 from persistence.errors import CommitOutcomeUnknownError, StoreUnavailableError
 from persistence.options import prefix_end
 from persistence.stores.postgresql.dialect import Dialect
+from persistence.stores.postgresql.exchange import Statement
 from persistence.stores.postgresql.failures import is_data_error, is_refusal, is_stale, is_transient
 from persistence.stores.postgresql.locks import channel, partition_id
 from persistence.stores.postgresql.notices import Notice, payloads
 from persistence.stores.postgresql.outcome import Evidence, Outcome, ask_outcome, read_epoch
 from persistence.stores.postgresql.packing import Bigints, Blobs, Texts
-from persistence.stores.postgresql.session import Connector, Session, Statement
+from persistence.stores.postgresql.session import Connector, Session
 from persistence.stores.postgresql.sql import Statements
 
 __all__ = ["Lane"]
@@ -186,10 +186,9 @@ class Lane:
         plan: _Plan[T] | None = None
         try:
             with session.until(commit_deadline):
-                async with session.connection.pipeline() as pipeline:
-                    found = await self._lock_and_read(session, pipeline, work)
-                    plan = work.decide(found)
-                    await session.send((*plan.statements, (b"COMMIT", ())))
+                found = await self._lock_and_read(session, work)
+                plan = work.decide(found)
+                await session.transact(*plan.statements, (b"COMMIT", ()))
         except psycopg.Error as error:
             epoch = self._epoch
             await self._clear(session, error)
@@ -202,12 +201,8 @@ class Lane:
             raise
         return plan.answer
 
-    async def _lock_and_read(self, session: Session, pipeline: AsyncPipeline, work: _Work[T]) -> _Found:
-        """The first round trip.
-
-        It does not end the pipeline: psycopg would send the server one message more, which stops the clock by
-        which the server ends a transaction that is left open.
-        """
+    async def _lock_and_read(self, session: Session, work: _Work[T]) -> _Found:
+        """The first round trip."""
         sql = self._sql
         statements: list[Statement] = [(self._dialect.begin, ())]
         if not self._options.prepare:
@@ -222,13 +217,9 @@ class Lane:
         statements.append((sql["lookup"], (Texts(work.partitions), partitions, keys)))
         if work.delete is not None:
             statements.append(work.delete)
-        cursors = await session.send(statements)
-        await pipeline.sync()
-        deleted = 0 if work.delete is None else cursors.pop().rowcount
-        lookup = cursors.pop()
-        row = await lookup.fetchone()
-        assert row is not None  # it aggregates
-        transaction, watched, numbers, etags = row
+        answers = await session.transact(*statements)
+        deleted = 0 if work.delete is None else answers.pop().affected
+        ((transaction, watched, numbers, etags),) = answers.pop().rows
         stored: dict[Slot, str] = {}
         if numbers is not None:
             for index, number in enumerate(numbers):
