@@ -226,8 +226,11 @@ class _Run:
                 idle = 0
             except TimeoutError:
                 idle += 1
+                before = tally.unfinished
                 if await self._outage.outlast(partial(self._is_stuck, idle)):
                     return False
+                if tally.unfinished != before:
+                    idle = 0  # another process is at work
         return True
 
     async def _is_stuck(self, idle: int) -> bool:
