@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -26,7 +27,7 @@ from persistence.stores.redis.calls import Call, calls_of
 from persistence.stores.redis.dispatch import Outcome, Request, carry, dispatch
 from persistence.stores.redis.failures import surely_not_written, translate
 from persistence.stores.redis.layout import ETAG_BYTES, Layout
-from persistence.stores.redis.links import Command, Dialer, Link, LinkLostError, Reply
+from persistence.stores.redis.links import Command, Dialer, Link, LinkLostError
 from persistence.stores.redis.nodes import Nodes
 from persistence.stores.redis.settings import Address
 
@@ -63,6 +64,8 @@ class Lane:
         self._layout = layout
         self._options = options
         self._links: dict[Address, Link] = {}
+        # Whoever asks what became of a call may ask a node to which other calls are just being sent.
+        self._turns: defaultdict[Address, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._clients: dict[Address, Command] = {}  # that ends the connection now or last used
         self._fenced: set[Address] = set()
 
@@ -116,23 +119,14 @@ class Lane:
         outcomes: dict[int, Outcome] = {}
         left = list(calls)
         for _ in range(_ATTEMPTS):
+            sent = time.time()
             try:
-                link = await self._link(address)
+                outcomes |= await self._make(address, left)
+                break
             except PersistenceError as error:
                 outcomes |= {id(call): error for call in left}
                 break
-            sent = time.time()
-            try:
-                replies: Sequence[Reply] = await carry(link, [call.request for call in left])
-                outcomes |= {id(call): reply for call, reply in zip(left, replies, strict=True)}
-                if any(isinstance(reply, ReadOnlyError) for reply in replies):
-                    # A master no more; behind the same name there may be another one by now.
-                    await link.abort()
-                else:
-                    await self._await_replicas(link, left, outcomes)
-                break
             except LinkLostError as lost:
-                self._links.pop(address, None)
                 answered = list(zip(left, lost.replies, strict=False))
                 outcomes |= {id(call): reply for call, reply in answered}
                 left = left[len(answered) :]
@@ -145,6 +139,26 @@ class Lane:
                 failure.__cause__ = lost
                 outcomes |= {id(call): failure for call in left}
         return [outcomes[id(call)] for call in calls]
+
+    async def _make(self, address: Address, calls: Sequence[Call]) -> Mapping[int, Outcome]:
+        """Make calls of a node, once.
+
+        Raises:
+            StoreUnavailableError: there is no connection, and nothing was sent.
+            LinkLostError: it broke; tells which answers came.
+        """
+        async with self._turns[address]:
+            link = await self._link(address)
+            replies = await carry(link, [call.request for call in calls])
+            outcomes: dict[int, Outcome] = {
+                id(call): reply for call, reply in zip(calls, replies, strict=True)
+            }
+            if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                # A master no more; behind the same name there may be another one by now.
+                await link.abort()
+            else:
+                await self._await_replicas(link, calls, outcomes)
+            return outcomes
 
     async def _link(self, address: Address) -> Link:
         """The connection to a node; a new one has ended the one before it.
@@ -220,9 +234,9 @@ class Lane:
 
     async def _ask(self, address: Address, requests: Sequence[Request]) -> Sequence[Outcome]:
         try:
-            return await carry(await self._link(address), requests)
+            async with self._turns[address]:
+                return await carry(await self._link(address), requests)
         except LinkLostError as lost:
-            self._links.pop(address, None)
             error: PersistenceError = translate(lost, self._dialer.where(address))
         except StoreUnavailableError as failure:
             error = failure
@@ -239,7 +253,6 @@ class Lane:
         try:
             replicas, reached = await self._reach_replicas(link)
         except LinkLostError as lost:
-            self._links.pop(link.address, None)
             text = f"written, but the connection to Redis at {where} broke before the replicas had it: {lost}"
         else:
             if reached >= replicas:
