@@ -48,7 +48,7 @@ class Reader:
         )
         left: list[Slot] = []
         for number, etag, expires, content_type, value in await session.rows(self._sql["rows"], parameters):
-            slot = slots[number - 1]
+            slot = slots[int(number) - 1]
             if value is None:
                 left.append(slot)
             elif expires is None:
