@@ -3,6 +3,7 @@
     python tests/crash/store_kills.py                                    20 kills of every server
     python tests/crash/store_kills.py --kills 100 --kinds postgresql etcd
     python tests/crash/store_kills.py --quick                            2 kills each
+    python tests/crash/store_kills.py --cuts                             cut the line to the server instead
 
 Writers write through one store, by multis that are to succeed, and by some that are to be refused; readers read
 what was acknowledged. The server is killed with SIGKILL at random moments, and started again. After each start
@@ -25,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -209,13 +210,101 @@ async def progress(writers: Sequence[Writer], multis: int) -> None:
         await asyncio.sleep(_PAUSE_SECONDS / 4)
 
 
-async def kill_and_start(server: Server, writers: Sequence[Writer], books: Books, multis: int) -> None:
-    """One kill at a random moment under load; and then so many multis, at most, that are acknowledged."""
+class Fault(Protocol):
+    """What befalls a database."""
+
+    async def strike(self) -> None:
+        """Let it befall."""
+        ...
+
+    async def heal(self) -> None:
+        """Let it be over."""
+        ...
+
+
+@attrs.frozen
+class Death:
+    """The server is killed, and started again."""
+
+    server: Server
+
+    async def strike(self) -> None:
+        await asyncio.to_thread(self.server.kill)
+
+    async def heal(self) -> None:
+        await asyncio.to_thread(self.server.start)
+
+
+class Cut:
+    """The line between the store and the server is cut, often just when the server answers.
+
+    The server itself notices little of it: what has arrived is carried out, but nobody is told.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._whole = True
+        self._deaf = False
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def line(self, url: str) -> AsyncIterator[str]:
+        """The URL of a database, by way of this line."""
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        try:
+            yield url.replace(f":{self._port}", f":{server.sockets[0].getsockname()[1]}")
+        finally:
+            server.close()
+            self._cut()
+
+    async def strike(self) -> None:
+        self._deaf = random.random() < 0.7
+        await asyncio.sleep(random.uniform(0, 0.02))
+        self._whole = False
+        self._cut()
+
+    async def heal(self) -> None:
+        self._whole, self._deaf = True, False
+
+    def _cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._whole:
+            writer.transport.abort()
+            return
+        answers, requests = await asyncio.open_connection("127.0.0.1", self._port)
+        both = {writer, requests}
+        self._writers |= both
+        try:
+            await asyncio.gather(self._carry(reader, requests), self._carry(answers, writer, back=True))
+        finally:
+            self._writers -= both
+            for each in both:
+                each.transport.abort()
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool = False
+    ) -> None:
+        try:
+            while block := await reader.read(2**16):
+                if not (back and self._deaf):
+                    writer.write(block)
+                    await writer.drain()
+        except OSError:
+            pass  # it was cut
+        finally:
+            writer.close()
+
+
+async def strike_and_heal(fault: Fault, writers: Sequence[Writer], books: Books, multis: int) -> None:
+    """A fault at a random moment under load; and then so many multis, at most, that are acknowledged."""
     await asyncio.sleep(random.uniform(0, 0.1))
-    await asyncio.to_thread(server.kill)
-    # Shorter and longer than what requests wait for: some are carried out after the restart, others refused.
-    await asyncio.sleep(random.uniform(0, 2 * _PATIENCE_SECONDS))
-    await asyncio.to_thread(server.start)
+    await fault.strike()
+    # Shorter and longer than what requests wait for: some are carried out afterwards, others refused.
+    await asyncio.sleep(random.choice([0, random.uniform(0, 2 * _PATIENCE_SECONDS)]))
+    await fault.heal()
     try:
         async with asyncio.timeout(_RECOVERY_SECONDS):
             await progress(writers, random.randint(multis // 10, multis))
@@ -301,6 +390,19 @@ def _under_way(books: Books, rows: Counter[str]) -> set[str]:
 async def run_kills(server: Server, kills: int, *, multis: int = 500) -> Books:
     """The whole story on one empty database of a server, with at most so many multis between two kills."""
     url = server.fresh_url()
+    return await run_faults(Death(server), url, url, kills, multis)
+
+
+async def run_cuts(server: Server, cuts: int, *, multis: int = 500) -> Books:
+    """The same with cuts of the line."""
+    url = server.fresh_url()
+    cut = Cut(server.port)
+    async with cut.line(url) as line:
+        return await run_faults(cut, line, url, cuts, multis)
+
+
+async def run_faults(fault: Fault, url: str, safe_url: str, faults: int, multis: int) -> Books:
+    """Strike a database under load, and look into it by a URL that the fault does not concern."""
     url += (
         f"{'&' if '?' in url else '?'}connect_timeout={_PATIENCE_SECONDS}&request_timeout={_PATIENCE_SECONDS}"
     )
@@ -308,13 +410,13 @@ async def run_kills(server: Server, kills: int, *, multis: int = 500) -> Books:
     async with require(connect(url), EngineStore) as store, load(store, books) as writers:
         async with asyncio.timeout(_RECOVERY_SECONDS):
             await progress(writers, 100)
-        for turn in range(kills):
-            await kill_and_start(server, writers, books, multis)
+        for turn in range(faults):
+            await strike_and_heal(fault, writers, books, multis)
             if turn % _CHECK_EVERY == 0:
-                await look_between(url, books)
+                await look_between(safe_url, books)
             if books.problems:
                 break
-    await look_in_the_end(url, books)
+    await look_in_the_end(safe_url, books)
     return books
 
 
@@ -324,6 +426,9 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="2 kills each")
+    parser.add_argument(
+        "--cuts", action="store_true", help="cut the line to the server instead of killing it"
+    )
     add_kinds(parser, KINDS)
     arguments = parser.parse_args()
     kills = 2 if arguments.quick else arguments.kills
@@ -332,11 +437,14 @@ def main() -> None:
         "server kills acknowledged refused unavailable unknown written reads lost found half problems seconds"
     )
     rows: list[list[object]] = [[*head.split()]]
-    for kind in arguments.kinds:
+    run = run_cuts if arguments.cuts else run_kills
+    # A client of a cluster is told the addresses of its nodes, and would go past the line.
+    kinds = [kind for kind in arguments.kinds if not (arguments.cuts and kind == "valkey-cluster")]
+    for kind in kinds:
         began = time.monotonic()
         try:
-            with running(kind, durable=True) as server:
-                books = found[kind] = asyncio.run(run_kills(server, kills))
+            with running(kind, durable=True, own=True) as server:
+                books = found[kind] = asyncio.run(run(server, kills))
         except MissingServerError as error:
             print(f"{kind}: {error}")
             continue

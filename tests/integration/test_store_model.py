@@ -1,4 +1,4 @@
-"""Both stores against a dictionary: whatever is asked for, in whatever order, they do what it does."""
+"""Stores against a dictionary: whatever is asked for, in whatever order, they do what it does."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
+import pytest
 from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from persistence import (
     ABSENT,
@@ -24,9 +31,11 @@ from persistence import (
     Operation,
     SetOptions,
     SetRequest,
+    connect,
 )
 from persistence.like import parse_like
-from tests.support.stores import BACKENDS, Backend, FullStore
+from tests.support.servers import KINDS, Server
+from tests.support.stores import BACKENDS, Backend, FullStore, SetClock
 
 T = TypeVar("T")
 PARTITIONS = st.sampled_from(["", "p", "p/q"])
@@ -67,13 +76,16 @@ STEPS = st.builds(
 
 
 class StoreMachine(RuleBasedStateMachine):
-    backend_name: str
+    """Makes an empty database with `make_backend`; without a clock that can be set no row expires."""
+
+    make_backend: Callable[[Path], Backend]
+    sets_clock = True
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.directory = tempfile.TemporaryDirectory()
-        self.backend: Backend = BACKENDS[self.backend_name](Path(self.directory.name))
+        self.backend: Backend = type(self).make_backend(Path(self.directory.name))
         self.rows: dict[tuple[str, str], Row] = {}
         self.now = 0.0
         self.store: FullStore = self.backend.open_store()
@@ -109,7 +121,9 @@ class StoreMachine(RuleBasedStateMachine):
             key=step.key,
             value=step.value,
             etag=etag,
-            metadata={"ttlInSeconds": str(step.ttl_seconds)},
+            metadata={
+                "ttlInSeconds": str(step.ttl_seconds if self.sets_clock else max(0, step.ttl_seconds) * 3600)
+            },
             options=SetOptions(concurrency=concurrency),
         )
 
@@ -179,6 +193,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         self.expect([operation], self.run(single()))
 
+    @precondition(lambda self: self.sets_clock)
     @rule(seconds=st.sampled_from([1, 5, 60]))
     def wait(self, seconds: int) -> None:
         self.backend.clock.advance(seconds)
@@ -245,11 +260,11 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class MemoryMachine(StoreMachine):
-    backend_name = "memory"
+    make_backend = staticmethod(BACKENDS["memory"])
 
 
 class SqliteMachine(StoreMachine):
-    backend_name = "sqlite"
+    make_backend = staticmethod(BACKENDS["sqlite"])
 
 
 MODEL_SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], stateful_step_count=30)
@@ -257,3 +272,17 @@ TestMemoryStore = MemoryMachine.TestCase
 TestMemoryStore.settings = settings(MODEL_SETTINGS, max_examples=100)
 TestSqliteStore = SqliteMachine.TestCase
 TestSqliteStore.settings = settings(MODEL_SETTINGS, max_examples=40)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", KINDS)
+def test_store_on_a_server(kind: str, server_of: Callable[[str], Server]) -> None:
+    def make_backend(_: Path) -> Backend:
+        url = server_of(kind).fresh_url()
+        return Backend(kind, lambda: cast("FullStore", connect(url)), SetClock())  # it declares all of it
+
+    class ServerMachine(StoreMachine):
+        sets_clock = False
+
+    ServerMachine.make_backend = staticmethod(make_backend)
+    run_state_machine_as_test(ServerMachine, settings=settings(MODEL_SETTINGS, max_examples=2))
