@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -98,7 +98,7 @@ class Session:
         return self.connection.info.transaction_status is TransactionStatus.IDLE
 
     @contextlib.contextmanager
-    def until(self, deadline: float) -> Iterator[None]:
+    def until(self, deadline: float) -> Generator[None]:
         """Cut the connection if the block has not ended by then, on the event loop's clock."""
         timer = asyncio.get_running_loop().call_at(deadline, self._cut)
         try:
