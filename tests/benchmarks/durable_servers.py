@@ -32,8 +32,8 @@ __all__ = ["compare", "measure"]
 
 # Rounds, executions of ours in a round, workflows of DBOS, and jobs of procrastinate.
 _EFFORT: Final = {
-    Size.FULL: (5, 10_000, 300, 800),
-    Size.QUICK: (3, 3000, 100, 300),
+    Size.FULL: (5, 10_000, 600, 1000),
+    Size.QUICK: (3, 3000, 200, 400),
     Size.TINY: (1, 20, 5, 5),
 }
 _CONCURRENCY: Final = {Size.FULL: 100, Size.QUICK: 100, Size.TINY: 5}
