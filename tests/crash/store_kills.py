@@ -4,6 +4,7 @@
     python tests/crash/store_kills.py --kills 100 --kinds postgresql etcd
     python tests/crash/store_kills.py --quick                            2 kills each
     python tests/crash/store_kills.py --cuts                             cut the line to the server instead
+    python tests/crash/store_kills.py --stalls                           stop the server for a while instead
 
 Writers write through one store, by multis that are to succeed, and by some that are to be refused; readers read
 what was acknowledged. The server is killed with SIGKILL at random moments, and started again. After each start
@@ -72,6 +73,7 @@ class Books:
     unknown: set[str] = attrs.field(factory=set)
     recent: deque[str] = attrs.field(factory=lambda: deque(maxlen=500))
     written_after_all: int = 0
+    late: int = 0
     reads: int = 0
     reads_refused: int = 0
     lost: set[str] = attrs.field(factory=set)
@@ -98,6 +100,7 @@ class Writer:
     books: Books
     progress: int = 0
     _etag: str | None = None
+    _unsure: bool = False
 
     @property
     def partition(self) -> str:
@@ -119,16 +122,21 @@ class Writer:
                     self.books.acknowledged.add(name)
                     self.books.recent.append(name)
                     self.progress += 1
+                    self._unsure = False
             except (ETagMismatchError, InvalidRequestError, ETagInvalidError) as error:
                 self.books.refused.add(name)
                 if turn % 5:
-                    self.books.problems.append(f"{name} was refused: {error!r}")
+                    if self._unsure and isinstance(error, ETagMismatchError):
+                        self.books.late += 1
+                    else:
+                        self.books.problems.append(f"{name} was refused: {error!r}")
                     await self._look()
             except StoreUnavailableError:
                 self.books.unavailable.add(name)
                 await asyncio.sleep(_PAUSE_SECONDS)
             except CommitOutcomeUnknownError:
                 self.books.unknown.add(name)
+                self._unsure = True
                 await self._look()
             except Exception as error:  # noqa: BLE001  every other error is a finding
                 self.books.problems.append(f"{name} met {error!r}")
@@ -233,6 +241,19 @@ class Death:
 
     async def heal(self) -> None:
         await asyncio.to_thread(self.server.start)
+
+
+@attrs.frozen
+class Stall:
+    """The server is stopped with SIGSTOP, and goes on later with what it was at."""
+
+    server: Server
+
+    async def strike(self) -> None:
+        await asyncio.to_thread(self.server.pause)
+
+    async def heal(self) -> None:
+        await asyncio.to_thread(self.server.resume)
 
 
 class Cut:
@@ -393,6 +414,12 @@ async def run_kills(server: Server, kills: int, *, multis: int = 500) -> Books:
     return await run_faults(Death(server), url, url, kills, multis)
 
 
+async def run_stalls(server: Server, stalls: int, *, multis: int = 500) -> Books:
+    """The same with a server that stops and goes on."""
+    url = server.fresh_url()
+    return await run_faults(Stall(server), url, url, stalls, multis)
+
+
 async def run_cuts(server: Server, cuts: int, *, multis: int = 500) -> Books:
     """The same with cuts of the line."""
     url = server.fresh_url()
@@ -429,15 +456,16 @@ def main() -> None:
     parser.add_argument(
         "--cuts", action="store_true", help="cut the line to the server instead of killing it"
     )
+    parser.add_argument(
+        "--stalls", action="store_true", help="stop the server for a while instead of killing it"
+    )
     add_kinds(parser, KINDS)
     arguments = parser.parse_args()
     kills = 2 if arguments.quick else arguments.kills
     found: dict[str, Books] = {}
-    head = (
-        "server kills acknowledged refused unavailable unknown written reads lost found half problems seconds"
-    )
+    head = "server kills acknowledged refused unavailable unknown written late reads lost found half problems seconds"
     rows: list[list[object]] = [[*head.split()]]
-    run = run_cuts if arguments.cuts else run_kills
+    run = run_cuts if arguments.cuts else run_stalls if arguments.stalls else run_kills
     # A client of a cluster is told the addresses of its nodes, and would go past the line.
     kinds = [kind for kind in arguments.kinds if not (arguments.cuts and kind == "valkey-cluster")]
     for kind in kinds:
