@@ -13,7 +13,9 @@ the end, and compare it with what the writers were told:
 
 * acknowledged: all rows of the multi are there; else `lost`.
 * refused (a condition did not hold, a bad request) or unavailable (nothing was written): no row; else `found`.
-* unknown (the connection broke during the commit): all rows or none; else `half`.
+* unknown (the connection broke during the commit): all rows or none; else `half`. `written` of them were carried
+  out after all, and `late` tells how often that came after a read that was to find out, so that the next multi of
+  the writer was refused: a server that was stopped may go on with what its client has given up.
 """
 
 from __future__ import annotations
@@ -483,6 +485,7 @@ def main() -> None:
             kills,
             *map(len, told),
             books.written_after_all,
+            books.late,
             books.reads,
             *map(len, wrong),
         ]
