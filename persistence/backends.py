@@ -85,7 +85,7 @@ POSTGRESQL: Final = Backend(
         operations=10_000, transaction_bytes=64 * _MEBIBYTE, key_bytes=2048, value_bytes=16 * _MEBIBYTE
     ),
     extra="postgresql",
-    requires=("psycopg", "psycopg_pool"),
+    requires=("psycopg",),
 )
 MARIADB: Final = Backend(
     name="MariaDB, MySQL",

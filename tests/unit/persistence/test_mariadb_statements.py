@@ -123,11 +123,11 @@ def test_what_a_server_can_lose_is_one_sentence(changed: dict[str, str], said: s
 def test_waiting_times_are_told_to_each_server_in_its_own_words() -> None:
     options = MariaDBOptions()
     mariadb = ServerFacts("10.11-MariaDB", MARIADB_VARIABLES).settings(options)
-    assert "SESSION idle_transaction_timeout=5" in mariadb
+    assert "SESSION idle_transaction_timeout=2" in mariadb
     assert "SESSION max_statement_time=10.0" in mariadb
-    assert "wait_timeout=5," not in mariadb.replace("lock_wait_timeout", "")
+    assert "wait_timeout=2," not in mariadb.replace("lock_wait_timeout", "")
     mysql = ServerFacts("8.0.36", MYSQL_VARIABLES).settings(options)
-    assert "SESSION wait_timeout=5" in mysql
+    assert "SESSION wait_timeout=2" in mysql
     assert "SESSION max_execution_time=10000" in mysql
     assert "max_statement_time" not in mysql
 
