@@ -7,9 +7,9 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `c/<namespace>/<id>` | current run of an id |
 | `e/<namespace>/<id>/<run>` | an execution: its version, what listings show, and the root machine |
 | `n/<namespace>/<id>/<run>/<type:id>/...` | one machine below the root |
-| `t/<due>/<task>` | timer, `due` in nanoseconds with 20 digits |
+| `t/<due>/<task>` | timer, or any task that waits for its next try; `due` in nanoseconds with 20 digits |
 | `o/<namespace>/<group>/<destination>/<task>` | outbound task |
-| `i/<namespace>/<group>/<task>` | immediate task |
+| `i/<namespace>/<group>/<task>` | immediate task, or a timer that is due |
 | `d/<task>` | dead letter |
 | `z/<namespace>/<id>/<run>/<ordinal>` | tombstone of a large subtree |
 
@@ -45,6 +45,7 @@ __all__ = [
     "member_key",
     "node_prefix",
     "parse_execution_key",
+    "parse_group_prefix",
     "prefix_end",
     "segment",
     "shard_of",
@@ -160,6 +161,13 @@ def group_prefix(namespace: str, group: str, destination: str | None) -> str:
     if destination is None:
         return f"i/{escape(namespace)}/{escape(group)}/"
     return f"o/{escape(namespace)}/{escape(group)}/{escape(destination)}/"
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_group_prefix(prefix: str) -> tuple[str, str, str | None]:
+    """Namespace, group and destination, as given to `group_prefix`."""
+    kind, namespace, group, destination, *_ = [*prefix.split("/"), "", ""]
+    return unescape(namespace), unescape(group), None if kind == "i" else unescape(destination)
 
 
 def dead_letter_key(task_id: str) -> str:

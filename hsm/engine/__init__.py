@@ -1,13 +1,17 @@
 """The durable runtime: executions on a store, with their queues and timers."""
 
+from hsm.engine.breaker import Breaker, BreakerState
 from hsm.engine.clock import Clock, SystemClock, TimerHandle
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.engine.engine import Engine
-from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
+from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask, QueueInfo
 from hsm.engine.options import Backoff, EngineOptions
+from hsm.engine.rates import Rate
 
 __all__ = [
     "Backoff",
+    "Breaker",
+    "BreakerState",
     "Clock",
     "DeadLetter",
     "DeadlineQueue",
@@ -17,6 +21,8 @@ __all__ = [
     "ExecutionTree",
     "NodeInfo",
     "PendingTask",
+    "QueueInfo",
+    "Rate",
     "SystemClock",
     "TimerHandle",
 ]

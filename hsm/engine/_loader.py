@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 
+from hsm.engine._cursors import Cursors
+from hsm.engine._moves import Moves
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
-from persistence.executions import AFTER_SLASH, group_prefix, prefix_end, timer_key
+from hsm.engine.clock import Clock
+from persistence.executions import AFTER_SLASH, group_prefix, parse_group_prefix, prefix_end, timer_key
 from persistence.store import EngineStore
 
 __all__ = ["Loader"]
@@ -17,42 +20,50 @@ class Loader:
     """Offers the rows of the shards that this process runs to the dispatcher, as much as it takes.
 
     Of each shard's timers the earliest are in memory, up to a horizon; what is due later stays in the store
-    until the window has emptied by half.
+    until the window has emptied by half. Of each queue the oldest tasks are, and a poll reads only what has
+    come since the one before, by the time in the tasks' ids; now and then it reads everything.
     """
 
     def __init__(
         self,
         store: EngineStore,
-        dispatcher: Dispatcher,
+        clock: Clock,
         window: int,
-        reload: Callable[[str], None],
+        spawn: Callable[[Callable[[], Coroutine[None, None, None]]], None],
     ) -> None:
         self._store = store
-        self._dispatcher = dispatcher
+        self._clock = clock
         self._window = window
-        self._reload = reload
-        self._timers: dict[str, _TimerWindow] = {}
+        self._spawn = spawn
+        self._shards: dict[str, _Shard] = {}
+        self._turn = 0
+        self._moves = Moves(store, clock, spawn, self.offer, self._lost_sight)
+        self._dispatcher: Dispatcher
+
+    def fill(self, dispatcher: Dispatcher) -> None:
+        """Offer what is read to this dispatcher from now on."""
+        self._dispatcher = dispatcher
+
+    def __contains__(self, partition: object) -> bool:
+        return partition in self._shards
 
     @property
     def partitions(self) -> Sequence[str]:
         """The shards that are read."""
-        return list(self._timers)
+        return list(self._shards)
 
     def add(self, partition: str) -> None:
         """Accept the tasks of a shard from now on."""
-        self._timers[partition] = _TimerWindow()
+        self._shards[partition] = _Shard()
 
     def remove(self, partition: str) -> None:
         """Accept no task of a shard any more."""
-        self._timers.pop(partition, None)
+        self._shards.pop(partition, None)
 
     async def load(self, partition: str) -> None:
         """Read everything of a shard, from the start."""
         await self.load_timers(partition)
         await self._load_queues(partition)
-
-    def __contains__(self, partition: object) -> bool:
-        return partition in self._timers
 
     async def poll(self, until_nanos: int, partitions: Iterable[str] | None = None) -> None:
         """Look for rows that another process has written: timers due until then, and all other tasks.
@@ -60,61 +71,78 @@ class Loader:
         In all shards, unless some are named.
         """
         for partition in self.partitions if partitions is None else partitions:
-            window = self._timers.get(partition)
-            if window is None:
+            shard = self._shards.get(partition)
+            if shard is None:
                 continue
-            if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
+            if self._is_half_empty(shard.timers) and not shard.timers.loading:
                 await self.load_timers(partition)
             end = timer_key(until_nanos, "")
             taken = 0
             async for item in self._store.scan(partition, "t/", end):
-                if item.key.rpartition("/")[2] not in self._dispatcher:
+                if not self._knows(item.key.rpartition("/")[2]):
                     self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
                     taken += 1
                 if taken == self._window:
                     break
+            await self._moves.flush()
             await self._load_queues(partition)
 
     def offer(self, task: QueuedTask) -> None:
         """Pass a task on, unless it is a timer beyond the horizon, or of a shard that somebody else runs."""
-        window = self._timers.get(task.partition)
-        if window is None:
+        shard = self._shards.get(task.partition)
+        if shard is None:
             return
-        if task.is_timer:
-            if window.horizon and task.key >= window.horizon:
-                return
-            # First, for a timer that is due begins to run in there, and is taken out again.
+        if not task.is_timer:
+            self._dispatcher.offer(task)
+            return
+        window = shard.timers
+        if window.horizon and task.key >= window.horizon:
+            return
+        # What is due has its place in its queue.
+        if self._dispatcher.offer(task) and self._dispatcher.waits(task.id):
             window.add(task.key)
-            if not self._dispatcher.offer(task):
-                window.remove(task.key)
-            elif len(window.keys) > 2 * self._window:
+            if len(window.keys) > 2 * self._window:
                 for dropped in window.shrink(self._window):
                     self._dispatcher.discard(dropped.rpartition("/")[2])
-            return
-        self._dispatcher.offer(task)
+
+    def move(self, task: QueuedTask) -> None:
+        """Put the row of a task that has left memory where it is found in time."""
+        self._moves.add(task)
 
     def gone(self, task: QueuedTask) -> None:
-        """Note that a task has left memory, and read on when a window has emptied."""
-        if not task.is_timer:
+        """Note that a task waits in memory no more, and read on when a window has emptied."""
+        shard = self._shards.get(task.partition)
+        if shard is None or not task.is_timer:
             return
-        window = self._timers.get(task.partition)
-        if window is None:
-            return
+        window = shard.timers
         window.remove(task.key)
-        if window.horizon and len(window.keys) <= self._window // 2 and not window.loading:
+        if self._is_half_empty(window) and not window.loading:
             window.loading = True
-            self._reload(task.partition)
+            self._spawn(lambda: self.load_timers(task.partition))
+
+    def _knows(self, task_id: str) -> bool:
+        return task_id in self._dispatcher or task_id in self._moves
+
+    def _lost_sight(self, partition: str) -> None:
+        if (shard := self._shards.get(partition)) is not None:
+            shard.cursors.clear()
+
+    # Timers
+
+    def _is_half_empty(self, window: _TimerWindow) -> bool:
+        return bool(window.horizon) and len(window.keys) <= self._window // 2
 
     async def load_timers(self, partition: str) -> None:
         """Read the earliest timers of a shard, until enough of them wait."""
-        window = self._timers.get(partition)
-        if window is None:
+        shard = self._shards.get(partition)
+        if shard is None:
             return
+        window = shard.timers
         window.loading = True
         try:
             await self._load_window(partition, window)
             # What is due already runs at once, and leaves the window as empty as it was.
-            while window.horizon and len(window.keys) <= self._window // 2:
+            while self._is_half_empty(window) and self._shards.get(partition) is shard:
                 await self._load_window(partition, window)
         finally:
             window.loading = False
@@ -126,46 +154,76 @@ class Loader:
         try:
             async for item in self._store.scan(partition, "t/", "t" + AFTER_SLASH):
                 # Those that run, or wait for their next try, take up no room.
-                if item.key.rpartition("/")[2] in self._dispatcher:
+                if self._knows(item.key.rpartition("/")[2]):
                     continue
                 if taken == self._window:
                     window.horizon = min(item.key, window.horizon or item.key)
-                    return
+                    break
                 taken += 1
                 self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
+            await self._moves.flush()
         except BaseException:
             window.horizon = "t/"
             raise
 
-    async def _load_queues(self, partition: str) -> None:
-        for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "o" + AFTER_SLASH)):
-            cursor: str | None = start
-            while cursor is not None:
-                cursor = await self._load_until_full(partition, cursor, end)
+    # Queues
 
-    async def _load_until_full(self, partition: str, start: str, end: str) -> str | None:
-        """Read on until a queue is full; where the next queue begins, or None at the end."""
+    async def _load_queues(self, partition: str) -> None:
+        shard = self._shards.get(partition)
+        if shard is None:
+            return
+        shard.cursors.begin(self._clock.time_ns())
+        for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "o" + AFTER_SLASH)):
+            position: str | None = start
+            while position is not None:
+                position = await self._read_on(partition, position, end, shard.cursors)
+        shard.cursors.end()
+
+    async def _read_on(self, partition: str, start: str, end: str, cursors: Cursors) -> str | None:
+        """Read queues until there is something to skip; where to go on then, or None at the end."""
+        prefix = ""
         async for item in self._store.scan(partition, start, end):
-            task_id = item.key.rpartition("/")[2]
-            if task_id in self._dispatcher:
-                continue
-            task = QueuedTask.parse(partition, item.key, item.etag, item.value)
-            self.offer(task)
-            if self._dispatcher.full(task.queue):
-                return item.key.removesuffix(task_id)[:-1] + AFTER_SLASH
+            key = item.key
+            if not prefix or not key.startswith(prefix):
+                prefix = key[: key.rindex("/") + 1]
+                if self._dispatcher.overflows(parse_group_prefix(prefix)):
+                    # It asks for what it lacks when it has room.
+                    return prefix_end(prefix)
+            task_id = key[len(prefix) :]
+            if not self._knows(task_id):
+                task = QueuedTask.parse(partition, key, item.etag, item.value)
+                self.offer(task)
+                if self._dispatcher.full(task.queue):
+                    return prefix_end(prefix)
+            if (further := cursors.passed(prefix, task_id)) is not None:
+                return further
         return None
 
     async def refill(self, queue: QueueKey) -> None:
         """Read tasks of one queue, of which the store holds more than memory does."""
         prefix = group_prefix(*queue)
-        for partition in self.partitions:
+        partitions = self.partitions
+        # Each shard has its turn to be the first, or those of the last ones might wait for ever.
+        self._turn += 1
+        for number in range(len(partitions)):
+            partition = partitions[(self._turn + number) % len(partitions)]
             async for item in self._store.scan(partition, prefix, prefix_end(prefix)):
-                if item.key.rpartition("/")[2] in self._dispatcher:
+                if self._knows(item.key.rpartition("/")[2]):
                     continue
                 # One that is refused may also be one that has ended since this page was read.
                 self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
                 if self._dispatcher.full(queue):
                     return
+
+
+class _Shard:
+    """What is known of the rows of one shard."""
+
+    __slots__ = ("cursors", "timers")
+
+    def __init__(self) -> None:
+        self.timers = _TimerWindow()
+        self.cursors = Cursors()
 
 
 class _TimerWindow:

@@ -1,8 +1,9 @@
 """Queues: which task runs next, and how many at once.
 
-Every task runs in the queue of its (namespace, group, destination). A queue holds a bounded number of waiting
-tasks in memory; the others stay in the store and are read when there is room. Timers, and tasks that wait for
-their next try, sit in one deadline queue first.
+Every task runs in the queue of its (namespace, group, destination). Of a queue a bounded number of tasks that
+could run are in memory; the others stay in the store and are read when there is room. Timers, and tasks that
+wait for their next try, sit in one deadline queue first, and are bounded apart: they take no room from tasks
+that could run. One that comes due and finds its queue full leaves memory, too.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
+from hsm.engine._gates import Circuit, Gate, verdict
+from hsm.engine._policies import Policies
 from hsm.engine._rows import QueuedTask, QueueKey
-from hsm.engine.clock import Clock, TimerHandle
+from hsm.engine.breaker import BreakerState
+from hsm.engine.clock import Clock, TimerHandle, from_nanos, nanos_of
 from hsm.engine.deadlines import DeadlineQueue
+from hsm.engine.info import QueueInfo
+from hsm.errors import DestinationDownError, Disposition, disposition
 
 __all__ = ["Dispatcher", "TaskQueue"]
 
 _REMEMBERED: Final = 10_000
+_MOST_IDLE_QUEUES: Final = 10_000
+_MAX_ERROR_TEXT: Final = 200
 
 
 class TaskQueue:
@@ -27,45 +35,78 @@ class TaskQueue:
         key: namespace, group and destination.
         concurrency: tasks that may run at once.
         ready: tasks that could run now, in order of arrival.
-        held: tasks in memory, waiting for whatever, running ones included; without timers.
-        timers: timers in memory, running ones included.
         running: tasks that run now.
-        overflow: the store holds tasks of this queue that memory does not.
+        waiting: tasks that wait for their time, those counted in `paused` among them.
+        paused: those of them that have no place among the timers that are read ahead.
+        overflow: the store holds tasks of this queue that could run and are not in memory.
+        gate: what a task has to pass; None if nothing is in its way.
+        error: what the last run that failed met, and when.
     """
 
-    __slots__ = ("concurrency", "held", "key", "overflow", "ready", "running", "timers")
+    __slots__ = (
+        "concurrency",
+        "error",
+        "gate",
+        "key",
+        "overflow",
+        "paused",
+        "ready",
+        "running",
+        "waiting",
+    )
 
-    def __init__(self, key: QueueKey, concurrency: int) -> None:
+    def __init__(self, key: QueueKey, concurrency: int, gate: Gate | None) -> None:
         self.key = key
         self.concurrency = concurrency
         self.ready: deque[QueuedTask] = deque()
-        self.held = 0
-        self.timers = 0
         self.running = 0
+        self.waiting = 0
+        self.paused = 0
         self.overflow = False
+        self.gate = gate
+        self.error: tuple[str, int] | None = None
+
+    @property
+    def held(self) -> int:
+        """Tasks in memory that run or could run."""
+        return len(self.ready) + self.running
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do now nor later."""
+        return not (self.ready or self.running or self.waiting or self.overflow)
 
 
 class Dispatcher:
-    """Hands tasks to `run` as they come due, within the bounds of their queues."""
+    """Hands tasks to `run` as they come due, within the bounds of their queues.
+
+    What else it asks for: `refill` to read tasks of a queue that has room again, `woken` to note that a timer
+    is due, `move` to put the row of a task that has left memory where it will be found in time.
+    """
 
     def __init__(
         self,
         clock: Clock,
-        concurrency: Callable[[QueueKey], int],
+        policies: Policies,
         buffer: int,
         run: Callable[[QueuedTask], None],
         refill: Callable[[QueueKey], None],
+        woken: Callable[[QueuedTask], None],
+        move: Callable[[QueuedTask], None],
         allowed: Callable[[], bool] = lambda: True,
     ) -> None:
         self._clock = clock
-        self._concurrency = concurrency
+        self._policies = policies
         self._buffer = buffer
         self._run = run
         self._refill = refill
+        self._woken = woken
+        self._move = move
         self._allowed = allowed
         self._queues: dict[QueueKey, TaskQueue] = {}
         self._tasks: dict[str, QueuedTask] = {}
         self._delayed: DeadlineQueue[str] = DeadlineQueue()
+        self._closed: DeadlineQueue[QueueKey] = DeadlineQueue()
         self._alarm: TimerHandle | None = None
         self._alarm_at = 0
         self._started = False
@@ -79,11 +120,11 @@ class Dispatcher:
 
     @property
     def busy(self) -> bool:
-        """Whether a task runs or could run now.
-
-        A queue that is full of tasks waiting for their next try reads no others until one is through.
-        """
-        return any(queue.running or queue.ready for queue in self._queues.values())
+        """Whether a task runs or could run now."""
+        closed = self._closed
+        return any(
+            queue.running or (queue.ready and queue.key not in closed) for queue in self._queues.values()
+        )
 
     @property
     def started(self) -> bool:
@@ -94,15 +135,23 @@ class Dispatcher:
         """A task that is held in memory."""
         return self._tasks.get(task_id)
 
+    def waits(self, task_id: str) -> bool:
+        """Whether a task is in memory and not due yet."""
+        return task_id in self._delayed
+
     def next_due(self) -> int | None:
-        """When the next of the tasks in memory that wait for their time is due, in nanoseconds."""
-        return self._delayed.next_deadline()
+        """When the next of the tasks in memory may run that cannot run yet, in nanoseconds."""
+        due, opening = self._delayed.next_deadline(), self._closed.next_deadline()
+        return due if opening is None else opening if due is None else min(due, opening)
+
+    def infos(self) -> list[QueueInfo]:
+        """The queues as they are now."""
+        return [_info(queue) for queue in self._queues.values()]
 
     def start(self) -> None:
         """Begin to run what has been offered."""
         self._started = True
-        for queue in list(self._queues.values()):
-            self._pump(queue)
+        self.resume()
         self._arm()
 
     def resume(self) -> None:
@@ -118,6 +167,32 @@ class Dispatcher:
             self._alarm.cancel()
             self._alarm = None
 
+    def review(self) -> None:
+        """Do as the options say by now, and forget queues that have nothing to do."""
+        now = self._clock.time_ns()
+        idle: list[TaskQueue] = []
+        for queue in list(self._queues.values()):
+            if self._policies.live:
+                self._follow_policies(queue, now)
+            if queue.empty:
+                idle.append(queue)
+        surplus = len(idle) - _MOST_IDLE_QUEUES
+        for number, queue in enumerate(idle):
+            if number < surplus or queue.gate is None or queue.gate.at_rest(now):
+                self._queues.pop(queue.key, None)
+
+    def _follow_policies(self, queue: TaskQueue, now: int) -> None:
+        queue.concurrency = self._policies.concurrency(queue.key)
+        rate = self._policies.rate(queue.key)
+        gate = queue.gate
+        if gate is not None:
+            gate.set_rate(rate, now)
+            if gate.circuit is not None and self._policies.breaker(queue.key) is None:
+                gate.circuit = None
+        elif rate is not None:
+            queue.gate = Gate(rate)
+        self._pump(queue)
+
     def full(self, key: QueueKey) -> bool:
         """Whether a queue holds as much as it may; if it does, it will ask for more when there is room."""
         queue = self._queues.get(key)
@@ -125,6 +200,11 @@ class Dispatcher:
             return False
         queue.overflow = True
         return True
+
+    def overflows(self, key: QueueKey) -> bool:
+        """Whether a queue asks for more when there is room: what is in the store need not be looked for."""
+        queue = self._queues.get(key)
+        return queue is not None and queue.overflow
 
     def offer(self, task: QueuedTask) -> bool:
         """Take a task into memory; False if its queue is full, has the task already, or has just had it.
@@ -137,27 +217,55 @@ class Dispatcher:
         key = task.queue
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = TaskQueue(key, self._concurrency(key))
-        # Timers are bounded by their window: they take no room from tasks that could run now, and one that
-        # has been read must not be lost by its queue.
-        if task.is_timer:
-            queue.timers += 1
-        elif queue.held >= self._buffer:
+            rate = self._policies.rate(key)
+            gate = None if rate is None else Gate(rate)
+            queue = self._queues[key] = TaskQueue(key, self._policies.concurrency(key), gate)
+        if task.due and task.due > self._clock.time_ns():
+            return self._wait(queue, task, pausing=not task.is_timer)
+        if queue.held >= self._buffer:
             queue.overflow = True
+            if task.is_timer:
+                self._move(task)
             return False
-        else:
-            queue.held += 1
         self._tasks[task_id] = task
-        self._place(queue, task)
+        queue.ready.append(task)
+        self._pump(queue)
         return True
+
+    def report(self, task: QueuedTask, error: BaseException | None) -> None:
+        """Say how the run of a task has ended, before it is said what becomes of the task."""
+        queue = self._queues[task.queue]
+        gate = queue.gate
+        if error is None and (gate is None or gate.circuit is None):
+            return
+        now = self._clock.time_ns()
+        if error is not None and disposition(error) is not Disposition.DROP:
+            queue.error = (f"{type(error).__name__}: {error}"[:_MAX_ERROR_TEXT], now)
+        breaker = self._policies.breaker(queue.key)
+        if breaker is None:
+            return
+        well = verdict(error, breaker)
+        if gate is None or gate.circuit is None:
+            if well is not False:
+                return
+            gate = queue.gate = gate or Gate()
+            gate.circuit = Circuit()
+        asked = error.retry_after if isinstance(error, DestinationDownError) else None
+        gate.circuit.judge(task.id, well, now, breaker, 0 if asked is None else nanos_of(asked))
 
     def delay(self, task: QueuedTask, until_nanos: int) -> None:
         """Let a task that has just run wait for its next try."""
         queue = self._queues[task.queue]
         queue.running -= 1
         task.due = until_nanos
-        self._place(queue, task)
+        del self._tasks[task.id]
+        if until_nanos > self._clock.time_ns():
+            self._wait(queue, task, pausing=True)
+        else:
+            self._tasks[task.id] = task
+            queue.ready.append(task)
         self._pump(queue)
+        self._make_room(queue)
 
     def finish(self, task: QueuedTask) -> None:
         """Forget a task that has just run."""
@@ -167,64 +275,82 @@ class Dispatcher:
         finished[task.id] = task.etag
         if len(finished) > _REMEMBERED:
             finished.popitem(last=False)
-        self._drop(queue, task)
+        del self._tasks[task.id]
         self._pump(queue)
+        self._make_room(queue)
 
     def discard(self, task_id: str) -> None:
         """Forget a task that waits for its time; one that is about to run finds out by itself."""
         if task_id in self._delayed:
             self._delayed.discard(task_id)
-            task = self._tasks[task_id]
-            self._drop(self._queues[task.queue], task)
+            task = self._tasks.pop(task_id)
+            self._make_room(self._stop_waiting(task))
 
     def forget(self, partition: str) -> list[QueuedTask]:
         """Forget the tasks of a shard; those of them that run, and go on."""
         running: list[QueuedTask] = []
         for task in [task for task in self._tasks.values() if task.partition == partition]:
             if task.id in self._delayed:
-                self._delayed.discard(task.id)
-                self._drop(self._queues[task.queue], task)
+                self.discard(task.id)
             elif task.run is None or task.run.done():
                 queue = self._queues[task.queue]
                 queue.ready.remove(task)
-                self._drop(queue, task)
+                del self._tasks[task.id]
+                self._make_room(queue)
             else:
                 running.append(task)
         return running
 
-    def _drop(self, queue: TaskQueue, task: QueuedTask) -> None:
-        del self._tasks[task.id]
-        if task.is_timer:
-            queue.timers -= 1
-        else:
-            queue.held -= 1
+    def _wait(self, queue: TaskQueue, task: QueuedTask, *, pausing: bool) -> bool:
+        """Let a task wait for its time, in memory if there is room."""
+        if pausing:
+            if queue.paused >= self._buffer:
+                self._move(task)
+                return False
+            queue.paused += 1
+        task.pausing = pausing
+        queue.waiting += 1
+        self._tasks[task.id] = task
+        self._delayed.put(task.id, task.due)
+        self._arm()
+        return True
+
+    def _stop_waiting(self, task: QueuedTask) -> TaskQueue:
+        queue = self._queues[task.queue]
+        queue.waiting -= 1
+        if task.pausing:
+            queue.paused -= 1
+        return queue
+
+    def _make_room(self, queue: TaskQueue) -> None:
+        """Ask for what did not fit, and forget the queue if it has nothing left to do."""
         if queue.overflow and queue.held <= self._buffer // 2:
             queue.overflow = False
             self._refill(queue.key)
-        if not queue.held and not queue.timers and not queue.overflow:
+        if queue.empty and (queue.gate is None or queue.gate.at_rest(self._clock.time_ns())):
             self._queues.pop(queue.key, None)
-
-    def _place(self, queue: TaskQueue, task: QueuedTask) -> None:
-        if task.due and task.due > self._clock.time_ns():
-            self._delayed.put(task.id, task.due)
-            self._arm()
-            return
-        queue.ready.append(task)
-        if self._started:
-            self._pump(queue)
 
     def _pump(self, queue: TaskQueue) -> None:
         if not self._started:
             return
         ready = queue.ready
+        gate = queue.gate
         while ready and queue.running < queue.concurrency:
             if not self._allowed():
                 return
+            if gate is not None:
+                opens_at = gate.admit(ready[0].id, self._clock.time_ns())
+                if opens_at is not None:
+                    if opens_at:
+                        self._closed.put(queue.key, opens_at)
+                        self._arm()
+                    return
+                self._closed.discard(queue.key)
             queue.running += 1
             self._run(ready.popleft())
 
     def _arm(self) -> None:
-        deadline = self._delayed.next_deadline()
+        deadline = self.next_due()
         if not self._started or deadline is None:
             return
         if self._alarm is not None:
@@ -239,5 +365,39 @@ class Dispatcher:
         now = self._clock.time_ns()
         while (task_id := self._delayed.pop_due(now)) is not None:
             task = self._tasks[task_id]
-            self._place(self._queues[task.queue], task)
+            queue = self._stop_waiting(task)
+            if queue.held >= self._buffer:
+                del self._tasks[task_id]
+                queue.overflow = True
+                self._move(task)
+            else:
+                queue.ready.append(task)
+                self._pump(queue)
+            self._woken(task)
+        while (key := self._closed.pop_due(now)) is not None:
+            if (opening := self._queues.get(key)) is not None:
+                self._pump(opening)
         self._arm()
+
+
+def _info(queue: TaskQueue) -> QueueInfo:
+    circuit = None if queue.gate is None else queue.gate.circuit
+    error, error_time = queue.error or ("", None)
+    namespace, group, destination = queue.key
+    return QueueInfo(
+        namespace,
+        group,
+        destination,
+        running=queue.running,
+        ready=len(queue.ready),
+        waiting=queue.waiting,
+        overflow=queue.overflow,
+        concurrency=queue.concurrency,
+        breaker=BreakerState.CLOSED if circuit is None else circuit.state,
+        failures=0 if circuit is None else circuit.failures,
+        open_until=from_nanos(circuit.until)
+        if circuit is not None and circuit.state is BreakerState.OPEN
+        else None,
+        last_error=error,
+        last_error_time=None if error_time is None else from_nanos(error_time),
+    )

@@ -42,13 +42,14 @@ class QueuedTask:
         etag: the row's etag; every change of the row checks it.
         id: task id, the last segment of the key.
         queue: the queue that it runs in.
-        is_timer: whether it waits in the timer queue first.
+        is_timer: whether its row is among the timers, be it one or wait for its next try.
         row: the message; None if it cannot be decoded.
         raw: the row's value where it cannot be decoded.
         task: the decoded task, if it has been needed.
         due: not to be run before, in nanoseconds.
         is_fresh: whether it was never read from the store.
         tries: attempts in this process that do not count against the task.
+        pausing: whether it waits for its next try, rather than for a time that was asked for.
         run: what runs it now.
         spent: the row is gone, together with a write under this task.
     """
@@ -63,6 +64,7 @@ class QueuedTask:
         "is_timer",
         "key",
         "partition",
+        "pausing",
         "queue",
         "raw",
         "row",
@@ -86,6 +88,7 @@ class QueuedTask:
         self.task: Task | None = None
         self.due = 0
         self.tries = 0
+        self.pausing = False
         self.spent = False
         self._execution: ExecutionKey | None = None
         self._ref: Ref | None = None
@@ -136,11 +139,19 @@ class QueuedTask:
         """What the row holds."""
         return self.raw if self.row is None else self.row.SerializeToString()
 
-    def replace(self, key: str, etag: str, row: TaskRow) -> None:
-        """Note that the row was written anew."""
+    def replace(self, key: str, etag: str, row: TaskRow | None) -> None:
+        """Note that the row was written anew, maybe under another key."""
         self.key, self.etag, self.row = key, etag, row
-        self.due = max(row.not_before_nanos, row.kind.deadline_nanos)
+        self.is_timer = key[0] == "t"
+        self.due = 0 if row is None else max(row.not_before_nanos, row.kind.deadline_nanos)
+        self.is_fresh = False
         self._ref = None
+
+    @property
+    def displaced(self) -> bool:
+        """Whether the row is not where the transition that asked for the task has put it."""
+        row = self.row
+        return row is not None and self.key != _row_key(row.execution.namespace, row.group, row.kind, self.id)
 
     @property
     def execution(self) -> ExecutionKey:
@@ -232,12 +243,16 @@ def task_row(pending: StateMachineTask, ref: Ref) -> TaskRow:
 
 
 def task_row_key(namespace: str, pending: StateMachineTask) -> str:
-    """The key of a pending task's row, unless a retry has moved it."""
-    which = pending.kind.WhichOneof("kind")
+    """The key of a pending task's row, unless it had to move (see `find_displaced`)."""
+    return _row_key(namespace, pending.group, pending.kind, pending.id)
+
+
+def _row_key(namespace: str, group: str, kind: StateMachineTaskKind, task_id: str) -> str:
+    which = kind.WhichOneof("kind")
     if which == "deadline_nanos":
-        return timer_key(pending.kind.deadline_nanos, pending.id)
-    destination = pending.kind.destination if which == "destination" else None
-    return group_prefix(namespace, pending.group, destination) + pending.id
+        return timer_key(kind.deadline_nanos, task_id)
+    destination = kind.destination if which == "destination" else None
+    return group_prefix(namespace, group, destination) + task_id
 
 
 def decode_task(registry: Registry, type_id: int, data: bytes, kind: TaskKind) -> Task:

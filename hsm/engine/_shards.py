@@ -11,6 +11,7 @@ from typing import Final
 from hsm.engine._bell import Bell
 from hsm.engine._leases import Leases, keep
 from hsm.engine._loader import Loader
+from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine._sweeper import sweep
@@ -44,7 +45,7 @@ class Shards:
         count: int,
         options: EngineOptions,
         new_id: Callable[[], str],
-        concurrency: Callable[[QueueKey], int],
+        policies: Policies,
         run: Callable[[QueuedTask], None],
         rested: Callable[[], None],
     ) -> None:
@@ -55,10 +56,18 @@ class Shards:
         self._leases = Leases(store, count, options.lease_seconds, new_id, self._take, self._leave)
         self._bell = Bell(store, self.spawn)
         self.partitions: list[str] = [shard_partition(shard) for shard in range(count)]
+        self.loader: Loader = Loader(store, options.clock, options.timer_window, self.spawn)
         self.dispatcher: Dispatcher = Dispatcher(
-            options.clock, concurrency, options.queue_buffer, run, self._refill, self._leases.valid
+            options.clock,
+            policies,
+            options.queue_buffer,
+            run,
+            self._refill,
+            self.loader.gone,
+            self.loader.move,
+            self._leases.valid,
         )
-        self.loader: Loader = Loader(store, self.dispatcher, options.timer_window, self._reload_timers)
+        self.loader.fill(self.dispatcher)
         self._group = asyncio.TaskGroup()
         self._background: set[asyncio.Task[None]] = set()
         self._permanent = 0
@@ -157,9 +166,6 @@ class Shards:
     def _refill(self, queue: QueueKey) -> None:
         self.spawn(partial(self.loader.refill, queue))
 
-    def _reload_timers(self, partition: str) -> None:
-        self.spawn(partial(self.loader.load_timers, partition))
-
     # Leases
 
     async def _keep_leases(self) -> None:
@@ -221,6 +227,7 @@ class Shards:
     async def _look(self) -> None:
         while self._unread:
             await self._read(next(iter(self._unread)))
+        self.dispatcher.review()
         until = self._now() + 2 * self._interval
         if not self._recovered:
             self._recovered = self._leases.settled

@@ -11,6 +11,7 @@ from typing import Final
 from hsm.engine._executions import Executions, translated
 from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
+from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, decode_task, kind_of
 from hsm.engine.options import EngineOptions
@@ -51,6 +52,7 @@ class Worker:
         store: EngineStore,
         registry: Registry,
         options: EngineOptions,
+        policies: Policies,
         executions: Executions,
         dispatcher: Dispatcher,
         loader: Loader,
@@ -59,6 +61,7 @@ class Worker:
         self._store = store
         self._registry = registry
         self._options = options
+        self._policies = policies
         self._executions = executions
         self._dispatcher = dispatcher
         self._loader = loader
@@ -72,8 +75,9 @@ class Worker:
         """Run a task once. It is out of the dispatcher, or waiting in it, when this returns."""
         try:
             error = await self._execute(task)
+            self._dispatcher.report(task, error)
             if error is None and task.spent:
-                self._forget(task)
+                self._dispatcher.finish(task)
                 return
             await self._conclude(task, error)
         except asyncio.CancelledError as cancelled:
@@ -82,6 +86,7 @@ class Worker:
                 self._dispatcher.finish(task)
                 raise
             _log.warning("the run of task %s was cancelled, not by the engine; it is tried again", task.id)
+            self._dispatcher.report(task, cancelled)
             self._wait(task, cancelled)
         except Exception as failure:  # noqa: BLE001 - it is logged, with its traceback
             # One task must not take the engine with it.
@@ -153,12 +158,12 @@ class Worker:
             # The machine has moved on with the task; there is no row left to retry.
             if error is not None and answer not in {Disposition.ACKNOWLEDGE, Disposition.DROP}:
                 _log.error("task %s failed after its state was written: %r", task.id, error, exc_info=error)
-            self._forget(task)
+            self._dispatcher.finish(task)
             return
         try:
             if answer is Disposition.ACKNOWLEDGE or answer is Disposition.DROP:
                 await self._acknowledge(task)
-                self._forget(task)
+                self._dispatcher.finish(task)
             elif answer is Disposition.RETRY_UNCOUNTED and error is not None:
                 self._wait(task, error, asked)
             elif error is not None:
@@ -168,19 +173,16 @@ class Worker:
                 raise
             self._wait(task, failure, failure.retry_after)
 
-    def _forget(self, task: QueuedTask) -> None:
-        self._dispatcher.finish(task)
-        self._loader.gone(task)
-
     def _wait(self, task: QueuedTask, error: BaseException, asked: timedelta | None = None) -> None:
         """Try again later, without a trace in the store: nothing is wrong with the task."""
         _log.debug("task %s has to wait: %r", task.id, error)
         task.tries += 1
-        self._dispatcher.delay(task, self._options.clock.time_ns() + self._pause(task.tries, asked))
+        pause = self._pause(task, error, task.tries, asked)
+        self._dispatcher.delay(task, self._options.clock.time_ns() + pause)
 
-    def _pause(self, attempt: int, asked: timedelta | None) -> int:
+    def _pause(self, task: QueuedTask, error: BaseException, attempt: int, asked: timedelta | None) -> int:
         """Nanoseconds until the next try; not before what the error has asked for."""
-        pause = self._options.backoff.delay(attempt, self._options.random)
+        pause = self._policies.backoff(task.task, error).delay(attempt, self._options.random)
         if asked is not None:
             pause = max(pause, asked)
         return min(round(pause.total_seconds() * _NANOS), _LONGEST_PAUSE)
@@ -205,22 +207,24 @@ class Worker:
         failures = (task.row.failures if task.row is not None else 0) + 1
         if task.row is None or answer is Disposition.DEAD_LETTER or failures >= self._options.max_attempts:
             await self._bury(task, error)
-            self._forget(task)
+            self._dispatcher.finish(task)
             return
         _log.info("task %s failed, attempt %d: %r", task.id, failures, error)
         row = TaskRow()
         row.CopyFrom(task.row)
         row.failures = failures
-        row.not_before_nanos = self._options.clock.time_ns() + self._pause(failures, asked)
+        pause = self._pause(task, error, failures, asked)
+        row.not_before_nanos = self._options.clock.time_ns() + pause
         row.last_error = _text(error)
-        key = timer_key(row.not_before_nanos, task.id) if task.is_timer else task.key
+        # Among the timers, whatever it is: there it is found in time, and in nobody's way until then.
+        key = timer_key(row.not_before_nanos, task.id)
         etag = await self._write(
             [
                 DeleteRequest(partition=task.partition, key=task.key, etag=task.etag),
                 SetRequest(partition=task.partition, key=key, value=row.SerializeToString()),
             ],
         )
-        self._forget(task)
+        self._dispatcher.finish(task)
         if etag is not None:
             task.replace(key, etag, row)
             self._loader.offer(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -15,15 +15,16 @@ from hsm.engine import _queries
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
+from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
-from hsm.engine._rows import QueuedTask, QueueKey
+from hsm.engine._rows import QueuedTask
 from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
 from hsm.engine._start import start_execution
 from hsm.engine._worker import Worker
 from hsm.engine.clock import from_nanos, nanos_of, sleep_until, time_limit
 from hsm.engine.ids import IdSource
-from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree
+from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
 from hsm.errors import StaleReferenceError
 from hsm.executor import AccessType
@@ -86,12 +87,20 @@ class Engine:
         except storage.PersistenceError as error:
             raise translated(error) from error
         self._executions = Executions(store, self._registry, options, self._ids, shards, self._committed)
+        policies = Policies(options)
         self._shards = Shards(
-            store, shards, options, self._new_id, self._concurrency, self._spawn, self._wake_drainers
+            store, shards, options, self._new_id, policies, self._spawn, self._wake_drainers
         )
         self._dispatcher = self._shards.dispatcher
         self._worker = Worker(
-            self, store, self._registry, options, self._executions, self._dispatcher, self._shards.loader
+            self,
+            store,
+            self._registry,
+            options,
+            policies,
+            self._executions,
+            self._dispatcher,
+            self._shards.loader,
         )
         await self._shards.open(run_tasks=self._run_tasks)
         return self
@@ -231,6 +240,10 @@ class Engine:
         in_memory = self._dispatcher.get
         return await _queries.execution_tree(self._store, self._registry, self._executions, key, in_memory)
 
+    def queues(self) -> Sequence[QueueInfo]:
+        """The queues of the shards that this process runs, as far as they are in memory now."""
+        return self._dispatcher.infos()
+
     def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """The tasks that are not tried again, oldest task first within a shard."""
         return _queries.dead_letters(self._store, self._registry, self._shards.partitions)
@@ -289,10 +302,6 @@ class Engine:
             )
         return task
 
-    def _concurrency(self, key: QueueKey) -> int:
-        namespace, group, destination = key
-        return self._options.concurrency_of(namespace, group, destination or "") or self._options.concurrency
-
     def _committed(self, execution: Execution, commit: Commit) -> None:
         if self._watchers:
             for watcher in self._watchers.pop(execution.key, ()):
@@ -300,8 +309,8 @@ class Engine:
                     watcher.set_result(None)
         for task_id in commit.withdrawn:
             task = self._dispatcher.get(task_id)
-            # The row of a timer that has failed is elsewhere: left in memory, it goes when it is due.
-            if task is None or (task.is_timer and task.row is not None and task.row.failures):
+            # One that waits for its next try has its row elsewhere: left in memory, it goes when it is due.
+            if task is None or task.displaced:
                 continue
             self._dispatcher.discard(task_id)
             if task_id not in self._dispatcher:
@@ -314,8 +323,6 @@ class Engine:
     def _spawn(self, task: QueuedTask) -> None:
         # Not in the task group, whose bookkeeping costs more than the task: the worker lets no error out.
         run = asyncio.get_running_loop().create_task(self._worker.run(task), context=self._context.copy())
-        # It is in nobody's way any more: a timer that hangs must not keep later ones from being read.
-        self._shards.loader.gone(task)
         task.run = run
         self._runs.add(run)
         run.add_done_callback(self._run_ended)

@@ -6,11 +6,12 @@ from datetime import datetime
 
 import attrs
 
+from hsm.engine.breaker import BreakerState
 from hsm.machine import Key, Lifecycle, MachineType
 from hsm.ref import ExecutionKey
 from hsm.task import TaskKind
 
-__all__ = ["DeadLetter", "ExecutionInfo", "ExecutionTree", "NodeInfo", "PendingTask"]
+__all__ = ["DeadLetter", "ExecutionInfo", "ExecutionTree", "NodeInfo", "PendingTask", "QueueInfo"]
 
 
 @attrs.frozen
@@ -113,3 +114,38 @@ class DeadLetter:
     time: datetime
     partition: str = attrs.field(repr=False)
     etag: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class QueueInfo:
+    """One queue of this process, as far as it is in memory.
+
+    Attributes:
+        namespace: of its executions.
+        group: of its tasks: the name of their type unless it is registered otherwise.
+        destination: of its tasks; None for immediate tasks and timers.
+        running: tasks that run now.
+        ready: tasks that could run now, but for the bounds of the queue.
+        waiting: tasks in memory that wait for their time: timers, and what is tried again.
+        overflow: whether the store holds more tasks that could run.
+        concurrency: tasks that may run at once.
+        breaker: the state of its circuit breaker.
+        failures: that the circuit breaker has counted in a row.
+        open_until: when the open circuit breaker will let a task through.
+        last_error: what the last run that failed met; "" if none has, or if that was long ago.
+        last_error_time: when that was.
+    """
+
+    namespace: str
+    group: str
+    destination: str | None
+    running: int
+    ready: int
+    waiting: int
+    overflow: bool
+    concurrency: int
+    breaker: BreakerState = BreakerState.CLOSED
+    failures: int = 0
+    open_until: datetime | None = None
+    last_error: str = ""
+    last_error_time: datetime | None = None

@@ -5,12 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Final
 
 import attrs
 
+from hsm.engine.breaker import Breaker
 from hsm.engine.clock import Clock, SystemClock
+from hsm.engine.rates import Rate
+from hsm.task import Task
 
 __all__ = ["Backoff", "EngineOptions"]
+
+_BREAKER: Final = Breaker()
 
 
 @attrs.frozen
@@ -24,10 +30,10 @@ class Backoff:
         jitter: the part of a pause that chance may take away, 0 to 1.
     """
 
-    initial: timedelta = timedelta(seconds=1)
-    maximum: timedelta = timedelta(minutes=3)
-    factor: float = 2.0
-    jitter: float = 0.2
+    initial: timedelta = attrs.field(default=timedelta(seconds=1), validator=attrs.validators.ge(timedelta()))
+    maximum: timedelta = attrs.field(default=timedelta(minutes=3), validator=attrs.validators.ge(timedelta()))
+    factor: float = attrs.field(default=2.0, validator=attrs.validators.ge(1))
+    jitter: float = attrs.field(default=0.2, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
 
     def delay(self, attempt: int, chance: random.Random) -> timedelta:
         """The pause after attempt number `attempt`, from 1."""
@@ -43,17 +49,26 @@ class Backoff:
 class EngineOptions:
     """How an engine works. Every value can be left as it is.
 
+    The functions `..._of` are asked again at every poll, so that what they say can change while the engine
+    runs; None is to do as the option without `_of` says, and so is an exception, which is logged.
+
     Attributes:
         clock: where time comes from.
         random: makes ids and jitter; a seeded one makes a run repeatable.
         create: whether a database that no engine has used yet is set up; else it cannot be opened.
         shard_count: partitions that a new database is divided into; an existing one keeps its own.
         backoff: pauses between the attempts of a task.
+        backoff_of: the same for a task and the error that it met, over `backoff`.
         max_attempts: attempts of a task that fails for no known reason, before it is dead-lettered.
         task_timeout: how long an executor may take, unless its task type says otherwise.
         concurrency: tasks at once in one queue (namespace, group, destination).
         concurrency_of: the same for a queue by (namespace, group, destination), over `concurrency`.
-        queue_buffer: waiting tasks that one queue holds in memory; the others stay in the store.
+        rate: how often tasks of one queue are started; None is no limit.
+        rate_of: the same for a queue by (namespace, group, destination), over `rate`.
+        breaker: the circuit breaker of each destination's queue; None is none.
+        breaker_of: the same for a queue by (namespace, group, destination), over `breaker`.
+        queue_buffer: tasks of one queue that are held in memory because they could run, and as many again
+            that wait for their next try; the others stay in the store.
         timer_window: timers that are read ahead from each shard.
         poll_interval: how soon tasks are seen that another process has written.
         lease_seconds: how long a process keeps its shards without a sign of life, at least 2; it gives one
@@ -69,10 +84,15 @@ class EngineOptions:
     create: bool = True
     shard_count: int = 4
     backoff: Backoff = Backoff()
+    backoff_of: Callable[[Task, Exception], Backoff | None] = lambda _task, _error: None
     max_attempts: int = 70
     task_timeout: timedelta | None = timedelta(seconds=60)
     concurrency: int = 100
     concurrency_of: Callable[[str, str, str], int | None] = lambda _namespace, _group, _destination: None
+    rate: Rate | None = None
+    rate_of: Callable[[str, str, str], Rate | None] = lambda _namespace, _group, _destination: None
+    breaker: Breaker | None = _BREAKER
+    breaker_of: Callable[[str, str, str], Breaker | None] = lambda _namespace, _group, _destination: None
     queue_buffer: int = 1000
     timer_window: int = 1000
     poll_interval: timedelta = timedelta(milliseconds=500)
