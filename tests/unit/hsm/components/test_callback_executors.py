@@ -24,7 +24,7 @@ from hsm.components.callback import (
     State,
     Unavailable,
 )
-from hsm.engine import Backoff
+from hsm.engine import Backoff, EngineOptions
 from hsm.testing import Call, FaultyStore, TestEngine
 from persistence.errors import CommitOutcomeUnknownError, PersistenceError, StoreBusyError
 from persistence.stores.memory import MemoryStore
@@ -99,7 +99,8 @@ async def test_unavailable_is_tried_again_with_the_same_request_id() -> None:
 async def test_pauses_double_up_to_the_longest_less_a_fifth_by_chance() -> None:
     script = Script([*[Unavailable("busy")] * 8, Confirmed()])
     delays = Backoff(timedelta(seconds=1), timedelta(seconds=20))
-    async with TestEngine(script.registry(CallbackOptions(delays=delays, random=random.Random(3)))) as engine:
+    registry = script.registry(CallbackOptions(delays=delays, random=random.Random(3)))
+    async with TestEngine(registry, options=EngineOptions(breaker=None)) as engine:
         await start(engine)
         await engine.drain()
         pauses: list[float] = []
