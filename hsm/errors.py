@@ -21,14 +21,17 @@ __all__ = [
     "DestinationDownError",
     "Disposition",
     "DuplicateRegistrationError",
+    "DuplicateRequestError",
     "ExecutionAlreadyStartedError",
     "ExecutionClosedError",
     "ExecutionNotFoundError",
+    "ExecutionRunningError",
     "HSMError",
     "IncompatibleTypeError",
     "InitialVersionMismatchError",
     "InvalidTaskKindError",
     "InvalidTransitionError",
+    "NotCancellableError",
     "NotRegisteredError",
     "PausedError",
     "RateLimitError",
@@ -149,6 +152,28 @@ class ExecutionAlreadyStartedError(HSMError):
 
     Attributes:
         run_id: of the execution that there is.
+        closed: whether it is closed, and starting another run is what was refused.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", closed: bool = False) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.closed = closed
+
+
+class ExecutionClosedError(HSMError):
+    """The execution is closed; its tasks are dropped."""
+
+
+class ExecutionRunningError(HSMError):
+    """The execution is not closed yet; what was asked for is for closed ones."""
+
+
+class DuplicateRequestError(HSMError):
+    """A request with this id was carried out already; nothing was done now.
+
+    Attributes:
+        run_id: of the execution that it was carried out on.
     """
 
     def __init__(self, message: str, *, run_id: str = "") -> None:
@@ -156,8 +181,8 @@ class ExecutionAlreadyStartedError(HSMError):
         self.run_id = run_id
 
 
-class ExecutionClosedError(HSMError):
-    """The execution is closed; its tasks are dropped."""
+class NotCancellableError(HSMError):
+    """The root of the execution cannot be asked to end: its data is not `Cancellable`."""
 
 
 class CommitConflictError(RetryLaterError):

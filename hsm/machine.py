@@ -122,11 +122,16 @@ class StateMachine(HasState[StateT], TaskRegenerator, Protocol[StateT]):
 
 
 class Lifecycle(enum.Enum):
-    """Whether a machine has more to do. The root's is the status of the execution."""
+    """Whether a machine has more to do. The root's is the status of the execution.
+
+    TERMINATED is what an execution becomes that is closed by force. A machine cannot say that of itself: its
+    execution counts as failed then.
+    """
 
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
+    TERMINATED = "terminated"
 
 
 class HasLifecycle(Protocol):

@@ -11,7 +11,10 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `o/<namespace>/<group>/<destination>/<task>` | outbound task |
 | `i/<namespace>/<group>/<task>` | immediate task, or a timer that is due |
 | `d/<task>` | dead letter |
-| `z/<namespace>/<id>/<run>/<ordinal>` | tombstone of a large subtree |
+| `h/<namespace>/<id>/<run>/<count>` | what one commit has changed in an execution that keeps its history |
+| `q/<namespace>/<id>/<run>/<task>` | task that has come up while its execution was paused |
+| `x/<due>/<namespace>/<id>/<run>` | when a closed execution is deleted |
+| `z/<namespace>/<id>/<run>/<ordinal>` | tombstone: rows that are still to be deleted, or put back |
 
 The partition `exec` holds what concerns all shards:
 
@@ -41,9 +44,14 @@ __all__ = [
     "escape",
     "execution_key",
     "execution_keys",
+    "expiry_key",
     "group_prefix",
+    "history_key",
+    "history_prefix",
     "member_key",
     "node_prefix",
+    "parked_key",
+    "parked_prefix",
     "parse_execution_key",
     "parse_group_prefix",
     "prefix_end",
@@ -178,3 +186,28 @@ def dead_letter_key(task_id: str) -> str:
 def tombstone_key(namespace: str, id_: str, run_id: str, ordinal: int) -> str:
     """Key of a tombstone."""
     return f"z/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/{ordinal:020d}"
+
+
+def parked_prefix(namespace: str, id_: str, run_id: str) -> str:
+    """Prefix of the tasks of an execution that have come up while it was paused."""
+    return f"q/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/"
+
+
+def parked_key(namespace: str, id_: str, run_id: str, task_id: str) -> str:
+    """Key of a task that has come up while its execution was paused."""
+    return parked_prefix(namespace, id_, run_id) + task_id
+
+
+def history_prefix(namespace: str, id_: str, run_id: str) -> str:
+    """Prefix of the history of an execution."""
+    return f"h/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/"
+
+
+def history_key(namespace: str, id_: str, run_id: str, count: int) -> str:
+    """Key of what the commit with this transition count has changed."""
+    return f"{history_prefix(namespace, id_, run_id)}{count:020d}"
+
+
+def expiry_key(due_nanos: int, namespace: str, id_: str, run_id: str) -> str:
+    """Key of the row that tells when a closed execution is deleted."""
+    return f"x/{max(due_nanos, 0):020d}/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"

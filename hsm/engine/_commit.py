@@ -4,45 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from hsm.engine._execution import Execution
-from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
+from hsm.engine._execution import Execution, is_held
+from hsm.engine._rows import QueuedTask
 from hsm.engine._table import row_segments
-from hsm.engine.ids import IdSource
-from hsm.errors import HSMError, NotRegisteredError, SerializationError, StaleReferenceError
-from hsm.machine import Lifecycle, lifecycle_of, state_name
+from hsm.errors import StaleReferenceError
 from hsm.ref import Ref
-from hsm.registry import Registry
-from hsm.task import Singleton, Task
+from hsm.task import Task
 from hsm.tree import Node
-from hsm.tree._operation import Deleted, compact
-from persistence.executions import AFTER_SLASH, tombstone_key
-from persistence.proto.execution_pb2 import (
-    ExecutionRow,
-    ExecutionStatus,
-    TombstoneRow,
-)
+from persistence.executions import AFTER_SLASH
+from persistence.proto.execution_pb2 import ExecutionRow
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
-from persistence.store import (
-    CheckRequest,
-    DeleteRequest,
-    EngineStore,
-    GetRequest,
-    Item,
-    Operation,
-    SetRequest,
-)
+from persistence.store import EngineStore, GetRequest, Item, Operation
 
-__all__ = ["Commit", "Removed", "check_task", "find_removed", "plan"]
-
-
-# Looked up once: protobuf finds the number of an enum value by its name, every time.
-_RUNNING: Final = ExecutionStatus.EXECUTION_STATUS_RUNNING
-_COMPLETED: Final = ExecutionStatus.EXECUTION_STATUS_COMPLETED
-_FAILED: Final = ExecutionStatus.EXECUTION_STATUS_FAILED
+__all__ = ["Commit", "Removed", "check_task", "find_removed", "tasks_of"]
 
 
 def check_task(task: Task, ref: Ref, node: Node) -> None:
@@ -86,12 +64,14 @@ class Commit:
         queued: tasks that become runnable with it; their etag is that of the commit.
         withdrawn: ids of tasks whose rows it deletes because they have become pointless.
         tombstones: whether rows are left to be swept.
+        amended: whether more than the tree has changed.
     """
 
     __slots__ = (
         "_execution",
         "_previous",
         "_row",
+        "amended",
         "decoded",
         "operations",
         "queued",
@@ -108,6 +88,7 @@ class Commit:
         self.decoded: dict[str, Task] = {}
         self.withdrawn: list[str] = []
         self.tombstones = False
+        self.amended = False
 
     def set_row(self, row: ExecutionRow) -> None:
         """The execution's row, once this is done."""
@@ -133,6 +114,8 @@ class Commit:
         execution.history = (*history, version)
         execution.etag = etag
         execution.row = self._row
+        if self.amended:
+            execution.held = is_held(self._row)
         decoded = execution.decoded
         if self.tombstones:
             # Nobody has looked at the tasks below them.
@@ -151,246 +134,6 @@ class Commit:
             queued.etag = etag
 
 
-class _Planner:
-    __slots__ = ("commit", "execution", "ids", "now_nanos", "operations", "partition", "registry")
-
-    def __init__(self, registry: Registry, ids: IdSource, execution: Execution, now_nanos: int) -> None:
-        self.registry = registry
-        self.ids = ids
-        self.execution = execution
-        self.partition = execution.partition
-        self.now_nanos = now_nanos
-        self.commit = Commit(execution)
-        self.operations = self.commit.operations
-
-    def write(self, key: str, value: bytes) -> None:
-        self.operations.append(SetRequest(partition=self.partition, key=key, value=value))
-
-    def delete(self, key: str) -> None:
-        self.operations.append(DeleteRequest(partition=self.partition, key=key))
-
-    def ref_to(self, node: Node, count: int, task_id: str) -> Ref:
-        return Ref(
-            self.execution.key,
-            node.path,
-            count,
-            node._initial_version,
-            node._last_version,
-            node._state.version,
-            task_id,
-            1,
-        )
-
-    def execution_row(self, *, root_changed: bool) -> None:
-        """The row that everybody checks; it comes first, so that a lost race is told as one."""
-        execution = self.execution
-        state = execution.root._state
-        row = ExecutionRow()
-        row.CopyFrom(execution.row)
-        version = state.version
-        history = row.history
-        if execution.history and execution.history[-1].failover_version == version.failover_version:
-            history[-1].max_transition_count = version.transition_count
-        else:
-            history.add(
-                failover_version=version.failover_version, max_transition_count=version.transition_count
-            )
-        row.next_ordinal = state.next_ordinal
-        if root_changed:
-            row.root.Clear()
-            execution.root._write_row(row.root)
-            data = execution.root.data(object)
-            lifecycle = lifecycle_of(data)
-            row.state = state_name(data)
-            if lifecycle is Lifecycle.RUNNING:
-                row.status = _RUNNING
-                row.close_nanos = 0
-            else:
-                row.status = _COMPLETED if lifecycle is Lifecycle.COMPLETED else _FAILED
-                row.close_nanos = row.close_nanos or self.now_nanos
-        self.commit.set_row(row)
-        self.operations.insert(
-            0,
-            SetRequest(
-                partition=self.partition,
-                key=execution.row_key,
-                value=row.SerializeToString(),
-                etag=execution.etag,
-            ),
-        )
-
-    def new_task(
-        self, pending: dict[Node, list[StateMachineTask]], node: Node, count: int, task: Task
-    ) -> None:
-        """A task that a transition asked for: onto its node, and as a queue row."""
-        type_id = task.type.id
-        registration = self.registry.task(type_id)
-        serializer = self.registry.task_serializer(type_id)
-        if registration is None or serializer is None:
-            raise NotRegisteredError(f"task type {task.type.name!r} (id {type_id}) is not registered")
-        task_id = self.ids.new(self.now_nanos)
-        ref = self.ref_to(node, count, task_id)
-        try:
-            check_task(task, ref, node)
-        except StaleReferenceError:
-            return
-        tasks = pending.get(node)
-        if tasks is None:
-            tasks = pending[node] = list(node._tasks)
-        if registration.singleton is not None:
-            same = [other for other in tasks if other.type == type_id]
-            if same and registration.singleton is Singleton.IGNORE:
-                return
-            for other in same:
-                tasks.remove(other)
-                self.withdraw(other)
-        try:
-            data = serializer.serialize(task)
-        except HSMError:
-            raise
-        except Exception as error:
-            raise SerializationError(f"task {task.type.name!r} cannot be serialized: {error}") from error
-        message = StateMachineTask(
-            id=task_id, type=type_id, data=data, machine_transition_count=count, group=registration.group
-        )
-        kind = task.kind
-        write_kind(message.kind, kind)
-        tasks.append(message)
-        queued = QueuedTask.fresh(self.partition, message, ref, task, kind)
-        self.write(queued.key, queued.value())
-        self.commit.queued.append(queued)
-        self.commit.decoded[task_id] = task
-
-    def withdraw(self, pending: StateMachineTask) -> None:
-        """Delete the row of a pending task, be it new or old."""
-        for index, queued in enumerate(self.commit.queued):
-            if queued.id == pending.id:
-                del self.commit.queued[index]
-                self.commit.decoded.pop(pending.id, None)
-                break
-        self.commit.withdrawn.append(pending.id)
-        self.delete(task_row_key(self.execution.key.namespace, pending))
-
-    def prune(self, pending: dict[Node, list[StateMachineTask]], node: Node, claimed: str) -> None:
-        """Take the tasks off a changed node that have become pointless, and the one that has just run."""
-        tasks = node._tasks
-        kept: list[StateMachineTask] = []
-        for message in tasks:
-            if message.id == claimed:
-                continue
-            if self.is_stale(message, node):
-                self.withdraw(message)
-            else:
-                kept.append(message)
-        if len(kept) != len(tasks):
-            pending[node] = kept
-
-    def is_stale(self, message: StateMachineTask, node: Node) -> bool:
-        task = self.execution.decoded.get(message.id)
-        if task is None:
-            try:
-                task = decode_task(self.registry, message.type, message.data, kind_of(message.kind))
-            except HSMError:
-                # Its own run will find out, and put it where people look.
-                return False
-            self.commit.decoded[message.id] = task
-        try:
-            check_task(task, self.ref_to(node, message.machine_transition_count, message.id), node)
-        except StaleReferenceError:
-            return True
-        except Exception:  # noqa: BLE001 - a `validate` that fails must not hold up other tasks' commits
-            return False
-        return False
-
-    def remove(self, removed: Removed) -> None:
-        """Delete the rows of a subtree, or leave them to the sweeper."""
-        execution = self.execution
-        self.delete(execution.prefix + removed.segments)
-        for task in removed.tasks:
-            self.withdraw(task)
-        if removed.keys is not None:
-            for key in removed.keys:
-                self.delete(key)
-            return
-        tombstone = TombstoneRow(segments=removed.segments, before_ordinal=removed.before_ordinal)
-        name = tombstone.execution
-        name.namespace, name.id, name.run_id = execution.key
-        self.write(tombstone_key(*execution.key, removed.number), tombstone.SerializeToString())
-        self.commit.tombstones = True
-
-
-def plan(
-    registry: Registry,
-    ids: IdSource,
-    execution: Execution,
-    now_nanos: int,
-    *,
-    claim: QueuedTask | None = None,
-    keep_claim: bool = False,
-    removed: Sequence[Removed] = (),
-) -> Commit:
-    """Work out the commit of what has been done to the execution's tree.
-
-    Args:
-        registry: serializers of tasks.
-        ids: makes task ids.
-        execution: with its tree changed, and its log not cleared.
-        now_nanos: the time.
-        claim: the queue task on whose behalf this is: its row must still be there, and goes.
-        keep_claim: the claim's row stays.
-        removed: what `find_removed` has found.
-
-    Raises:
-        NotRegisteredError, SerializationError: a task cannot be written.
-    """
-    planner = _Planner(registry, ids, execution, now_nanos)
-    commit, operations = planner.commit, planner.operations
-    state = execution.root._state
-    changed = {node: None for node, row in state.dirty.items() if row}
-    claimed = ""
-    if claim is not None and not keep_claim:
-        claimed = claim.id
-        holder = _holder(execution.root, claim)
-        if holder is not None:
-            changed[holder] = None
-    if claimed and claim is not None:
-        operations.append(DeleteRequest(partition=claim.partition, key=claim.key, etag=claim.etag))
-    elif claim is not None:
-        operations.append(CheckRequest(claim.partition, claim.key, claim.etag))
-    for subtree in removed:
-        planner.remove(subtree)
-    pending: dict[Node, list[StateMachineTask]] = {}
-    for node in changed:
-        if node._tasks:
-            planner.prune(pending, node, claimed)
-    for entry in compact(state.log) if state.removed else state.log:
-        if not isinstance(entry, Deleted):
-            for task in entry[1].tasks:
-                planner.new_task(pending, entry[0], entry[2], task)
-    try:
-        for node, tasks in pending.items():
-            commit.set_tasks(node, tasks)
-        for node in changed:
-            if node is not execution.root:
-                message = StateMachineNode()
-                node._write_row(message)
-                planner.write(execution.prefix + row_segments(node.path), message.SerializeToString())
-        planner.execution_row(root_changed=execution.root in changed)
-    except BaseException:
-        commit.revert()
-        raise
-    return commit
-
-
-def _holder(root: Node, claim: QueuedTask) -> Node | None:
-    """The node that remembers a task, if it remembers any."""
-    try:
-        node = root.child(claim.ref().path)
-    except HSMError:
-        return None
-    return node if node._tasks else None
-
-
 async def find_removed(store: EngineStore, execution: Execution, limit: int) -> list[Removed]:
     """What the store holds of the subtrees that were deleted, up to `limit` rows in all."""
     found: list[Removed] = []
@@ -402,16 +145,16 @@ async def find_removed(store: EngineStore, execution: Execution, limit: int) -> 
         below = store.scan(partition, key + "/", key + AFTER_SLASH, limit=limit + 1)
         items: list[Item] = [item async for item in below]
         if len(items) > limit:
-            tasks = _tasks_of([own.data or b""])
+            tasks = tasks_of([own.data or b""])
             found.append(Removed(segments, before_ordinal, None, tasks, state.take_ordinal()))
             continue
         limit -= len(items)
-        tasks = _tasks_of([own.data or b"", *(item.value for item in items)])
+        tasks = tasks_of([own.data or b"", *(item.value for item in items)])
         found.append(Removed(segments, before_ordinal, [item.key for item in items], tasks))
     return found
 
 
-def _tasks_of(rows: Iterable[bytes]) -> list[StateMachineTask]:
+def tasks_of(rows: Iterable[bytes]) -> list[StateMachineTask]:
     """The pending tasks in rows of machines; those of a row that cannot be decoded find out by themselves."""
     tasks: list[StateMachineTask] = []
     for row in rows:

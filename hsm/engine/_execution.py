@@ -19,10 +19,10 @@ from persistence.executions import (
     execution_keys,
     prefix_end,
 )
-from persistence.proto.execution_pb2 import ExecutionRow
+from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus
 from persistence.store import EngineStore, GetRequest
 
-__all__ = ["Execution", "decode_row", "load_execution", "load_part"]
+__all__ = ["Execution", "decode_row", "is_held", "load_execution", "load_part"]
 
 _MessageT = TypeVar("_MessageT", bound=Message)
 
@@ -30,6 +30,7 @@ _MessageT = TypeVar("_MessageT", bound=Message)
 # What is made here has no rows yet that anybody could have to read.
 _NOTHING_TO_READ: Final = RowTable("")
 _NOTHING_TO_READ.complete = True
+_TERMINATED: Final = ExecutionStatus.EXECUTION_STATUS_TERMINATED
 
 
 class Execution:
@@ -48,11 +49,13 @@ class Execution:
         lock: held by whoever has access.
         owner: the asyncio task that holds the lock over an await of its own.
         stale: the object is out of the cache and must not be used again.
+        held: it is terminated or paused: more than its tree decides about what may be done.
     """
 
     __slots__ = (
         "decoded",
         "etag",
+        "held",
         "history",
         "key",
         "lock",
@@ -79,11 +82,17 @@ class Execution:
         self.lock = asyncio.Lock()
         self.owner: asyncio.Task[Any] | None = None
         self.stale = False
+        self.held = is_held(row)
 
     @property
     def version(self) -> VersionedTransition:
         """The last transaction that was committed."""
         return self.history[-1] if self.history else VersionedTransition()
+
+
+def is_held(row: ExecutionRow) -> bool:
+    """Whether an execution is terminated or paused."""
+    return row.status == _TERMINATED or bool(row.paused)
 
 
 def decode_row(kind: type[_MessageT], key: str, value: bytes) -> _MessageT:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from hsm.engine._commit import Commit, Removed, find_removed, plan
+from hsm.engine._commit import Commit, Removed, find_removed
 from hsm.engine._execution import Execution, decode_row, load_execution, load_part
+from hsm.engine._planner import Amendment, plan
 from hsm.engine._rows import QueuedTask
-from hsm.engine._transaction import begin, check_pending, end, locate, refuse_changes, roll_back, seal
+from hsm.engine._transaction import (
+    begin,
+    check_open,
+    check_pending,
+    check_runnable,
+    end,
+    locate,
+    refuse_changes,
+    roll_back,
+    seal,
+)
 from hsm.engine.ids import IdSource
 from hsm.engine.options import EngineOptions
 from hsm.errors import (
@@ -34,7 +44,7 @@ from persistence.executions import current_run_key, shard_of, shard_partition
 from persistence.proto.execution_pb2 import CurrentRun
 from persistence.store import CheckRequest, EngineStore, GetRequest
 
-__all__ = ["Access", "Executions"]
+__all__ = ["Executions", "translated"]
 
 ResultT = TypeVar("ResultT")
 
@@ -218,6 +228,8 @@ class Executions:
     ) -> ResultT | _Again:
         begin(execution, reading=reading)
         try:
+            if execution.held and not reading:
+                check_open(execution)
             result = fn(locate(execution, ref, checked))
             if reading:
                 refuse_changes(execution)
@@ -230,7 +242,7 @@ class Executions:
                     return _AGAIN
         except MissingPart as part:
             roll_back(execution)
-            if not await self._load_part(execution, part):
+            if not await self.load_part(execution, part):
                 self.evict(execution)
             return _AGAIN
         except (CommitConflictError, asyncio.CancelledError):
@@ -255,8 +267,13 @@ class Executions:
 
         Raises:
             StaleReferenceError: the task has become pointless.
+            ExecutionClosedError: the execution was terminated.
+            PausedError: the machine is paused.
         """
         execution = self._cache.get(ref.execution)
+        if execution is not None and execution.held:
+            # What is told of it has to be true.
+            execution = None
         if claim.is_fresh and execution is not None and execution.etag == claim.etag:
             # Nothing was committed since the transition that asked for the task, which checked it.
             return
@@ -272,13 +289,17 @@ class Executions:
             finally:
                 end(execution)
         await self.run(ref, lambda node: check_pending(node, claim), AccessType.READ, claim=claim)
+        execution = self._cache.get(ref.execution)
+        if execution is not None and execution.held:
+            check_runnable(execution, ref)
 
     async def complete(self, claim: QueuedTask) -> None:
         """Take a task that has run off its node, with its row."""
         root = Ref(claim.execution, task_id=claim.id)
         await self.run(root, _nothing, AccessType.WRITE, claim=claim, check_claim=False)
 
-    async def _load_part(self, execution: Execution, part: MissingPart) -> bool:
+    async def load_part(self, execution: Execution, part: MissingPart) -> bool:
+        """Load a part that is missing; False if the execution has moved on meanwhile."""
         try:
             return await load_part(self._store, execution, part)
         except storage.PersistenceError as error:
@@ -286,10 +307,39 @@ class Executions:
 
     async def load_whole(self, execution: Execution) -> bool:
         """Load all that is not loaded; False if the execution has moved on meanwhile."""
-        return execution.table.complete or await self._load_part(execution, _WHOLE_TREE)
+        return execution.table.complete or await self.load_part(execution, _WHOLE_TREE)
 
-    async def commit(self, execution: Execution, claim: QueuedTask | None, *, keep_claim: bool) -> None:
-        """Write what has been done to the tree.
+    def plan(
+        self,
+        execution: Execution,
+        now_nanos: int,
+        *,
+        claim: QueuedTask | None = None,
+        keep_claim: bool = False,
+        removed: Sequence[Removed] = (),
+        amend: Amendment | None = None,
+    ) -> Commit:
+        """See `plan`."""
+        return plan(
+            self._registry,
+            self._ids,
+            execution,
+            now_nanos,
+            claim=claim,
+            keep_claim=keep_claim,
+            removed=removed,
+            amend=amend,
+        )
+
+    async def commit(
+        self,
+        execution: Execution,
+        claim: QueuedTask | None,
+        *,
+        keep_claim: bool,
+        amend: Amendment | None = None,
+    ) -> None:
+        """Write what has been done to the tree, and what `amend` adds to it.
 
         Raises:
             CommitConflictError: the execution has moved on.
@@ -307,9 +357,7 @@ class Executions:
                 raise translated(error) from error
             state.sealed = False
         now = self._options.clock.time_ns()
-        commit = plan(
-            self._registry, self._ids, execution, now, claim=claim, keep_claim=keep_claim, removed=removed
-        )
+        commit = self.plan(execution, now, claim=claim, keep_claim=keep_claim, removed=removed, amend=amend)
         seal(execution)
         try:
             etag = await self._store.multi(commit.operations)
@@ -352,68 +400,6 @@ class Executions:
             except asyncio.CancelledError:
                 continue
         barrier.exception()
-
-    def access(self, ref: Ref, access: AccessType, *, claim: QueuedTask | None, keep_claim: bool) -> Access:
-        """See `Environment.access`."""
-        return Access(self, ref, access, claim, keep_claim)
-
-
-class Access:
-    """A block with access to a node. The whole tree is loaded, because the block cannot run twice."""
-
-    __slots__ = ("_claim", "_execution", "_executions", "_keep_claim", "_reading", "_ref")
-
-    def __init__(
-        self, executions: Executions, ref: Ref, access: AccessType, claim: QueuedTask | None, keep_claim: bool
-    ) -> None:
-        self._executions = executions
-        self._ref = ref
-        self._reading = access is AccessType.READ
-        self._claim = claim
-        self._keep_claim = keep_claim
-        self._execution: Execution | None = None
-
-    async def __aenter__(self) -> Node:
-        key = await self._executions.resolve(self._ref.execution)
-        while True:
-            execution = await self._executions.acquire(key, fresh=True)
-            try:
-                if await self._executions.load_whole(execution):
-                    begin(execution, reading=self._reading)
-                    node = locate(execution, self._ref, self._claim)
-                    execution.owner = asyncio.current_task()
-                    self._execution = execution
-                    return node
-            except BaseException:
-                end(execution)
-                execution.lock.release()
-                raise
-            self._executions.evict(execution)
-            execution.lock.release()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        execution = self._execution
-        assert execution is not None
-        try:
-            if kind is not None:
-                roll_back(execution)
-            elif self._reading:
-                refuse_changes(execution)
-            elif self._claim is not None or execution.root.dirty:
-                await self._executions.commit(execution, self._claim, keep_claim=self._keep_claim)
-        except CommitConflictError:
-            roll_back(execution)
-            self._executions.evict(execution)
-            raise
-        except BaseException:
-            roll_back(execution)
-            raise
-        finally:
-            end(execution)
-            execution.owner = None
-            execution.lock.release()
 
 
 def _nothing(_: Node) -> None:

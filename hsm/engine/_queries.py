@@ -37,6 +37,7 @@ __all__ = ["dead_letters", "execution_tree", "list_executions", "revived"]
 _LIFECYCLE: Final = {
     ExecutionStatus.EXECUTION_STATUS_COMPLETED: Lifecycle.COMPLETED,
     ExecutionStatus.EXECUTION_STATUS_FAILED: Lifecycle.FAILED,
+    ExecutionStatus.EXECUTION_STATUS_TERMINATED: Lifecycle.TERMINATED,
 }
 
 _ALL_ROWS: Final = 2**31 - 1
@@ -87,6 +88,8 @@ def _info_of(key: ExecutionKey, row: ExecutionRow) -> ExecutionInfo:
         row.state,
         from_nanos(row.start_nanos),
         from_nanos(row.close_nanos) if row.close_nanos else None,
+        close_reason=row.close_reason,
+        paused=bool(row.paused),
     )
 
 
@@ -129,9 +132,11 @@ async def execution_tree(
         # Not the tree in memory, which leaves out what is not registered.
         execution = await load_execution(store, _OpenRegistry(registry), key, partition, _ALL_ROWS)
         begin(execution, reading=True)
+        terminated = execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED
         for node, tasks in _describe(execution.root):
             pending: list[PendingTask] = []
-            for task in tasks:
+            # Those of a terminated execution do not run any more, though its machines still name them.
+            for task in () if terminated else tasks:
                 moved = in_memory(task.id)
                 queue_row = task_row_key(key.namespace, task) if moved is None else moved.key
                 pending.append(await _pending(store, registry, partition, queue_row, task))

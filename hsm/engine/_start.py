@@ -1,109 +1,363 @@
-"""Starting executions: one commit writes the first run of an id, or finds that there is one."""
+"""Starting executions: one commit writes a new run of an id, or finds that there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, Generic, TypeVar
 
-from hsm.engine._commit import plan
+import attrs
+
+from hsm.engine._closing import pending_tasks, termination
+from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
+from hsm.engine._operate import has_seen, operate, remember
+from hsm.engine._planner import Amendment
 from hsm.engine._transaction import begin, end, seal
-from hsm.engine.ids import IdSource
-from hsm.errors import ExecutionAlreadyStartedError
+from hsm.engine.policies import ConflictPolicy, ReusePolicy
+from hsm.errors import (
+    CommitConflictError,
+    DuplicateRequestError,
+    ExecutionAlreadyStartedError,
+    ExecutionClosedError,
+    ExecutionNotFoundError,
+)
 from hsm.machine import VersionedTransition
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
+from hsm.tree._data import encode
 from persistence import errors as storage
-from persistence.executions import current_run_key
-from persistence.proto.execution_pb2 import CurrentRun, ExecutionRow
-from persistence.store import Concurrency, EngineStore, GetRequest, Operation, SetOptions, SetRequest
+from persistence.executions import current_run_key, execution_key
+from persistence.proto.execution_pb2 import CurrentRun, ExecutionRow, ExecutionStatus
+from persistence.store import (
+    CheckRequest,
+    Concurrency,
+    EngineStore,
+    GetRequest,
+    GetResponse,
+    Operation,
+    SetOptions,
+    SetRequest,
+)
 
-__all__ = ["start_execution"]
+__all__ = ["Start", "Starter"]
 
 ResultT = TypeVar("ResultT")
 
-_FIRST_WRITE = SetOptions(concurrency=Concurrency.FIRST_WRITE)
+_FIRST_WRITE: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
+_FAILURES: Final = frozenset(
+    {ExecutionStatus.EXECUTION_STATUS_FAILED, ExecutionStatus.EXECUTION_STATUS_TERMINATED}
+)
 
 
-async def start_execution(
-    executions: Executions,
-    store: EngineStore,
-    registry: Registry,
-    ids: IdSource,
-    key: ExecutionKey,
-    type_id: int,
-    data: object,
-    now_nanos: int,
-    request_id: str,
-    on_start: Callable[[Node], ResultT] | None,
-) -> Ref:
-    """Write a new execution, unless the same request has done so before.
+@attrs.define
+class Start(Generic[ResultT]):
+    """What somebody wants to start.
 
-    Raises:
-        ExecutionAlreadyStartedError: another request has started an execution with this id.
+    Attributes:
+        key: namespace and id; the run id is made if it is empty.
+        type_id: of the root's machine type.
+        data: of the root.
+        request_id: makes the start idempotent.
+        on_start: first transitions, in the same commit.
+        conflict: what to do if another run is running.
+        reuse: whether to start another run after one that is closed.
+        row: what else is in the execution's row.
+        results: of `on_start`, as often as it has run.
+        started: whether this has started a run.
+        once: one try has to be enough, with the data as it is.
+        raw: the data as bytes, if more than one try is made.
     """
-    key = key._replace(run_id=key.run_id or ids.new(now_nanos))
-    partition = executions.partition(key)
-    execution = _create(registry, key, partition, type_id, data, now_nanos, request_id)
-    begin(execution)
-    try:
-        execution.root._state.dirty[execution.root] = True
-        if on_start is not None:
-            on_start(execution.root)
-        execution.root._state.check()
-        commit = plan(registry, ids, execution, now_nanos)
-        row = CurrentRun(run_id=key.run_id, request_id=request_id)
-        current: list[Operation] = [
-            SetRequest(
+
+    key: ExecutionKey
+    type_id: int
+    data: object
+    request_id: str = ""
+    on_start: Callable[[Node], ResultT] | None = None
+    conflict: ConflictPolicy = ConflictPolicy.FAIL
+    reuse: ReusePolicy = ReusePolicy.REJECT
+    row: ExecutionRow = attrs.field(factory=ExecutionRow)
+    results: list[ResultT] = attrs.field(factory=list)
+    started: bool = False
+    once: bool = attrs.field(default=attrs.Factory(lambda self: self.is_strict, takes_self=True))
+    raw: bytes | None = None
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether any other run means that the start is refused."""
+        return self.conflict is ConflictPolicy.FAIL and self.reuse is ReusePolicy.REJECT
+
+    @property
+    def request(self) -> str:
+        """How the request is remembered; "" if it is not."""
+        return self.request_id and f"start:{self.request_id}"
+
+
+class Starter:
+    """Starts executions."""
+
+    def __init__(
+        self,
+        executions: Executions,
+        store: EngineStore,
+        registry: Registry,
+        now: Callable[[], int],
+        new_id: Callable[[], str],
+        withdrawn: int,
+    ) -> None:
+        self._executions = executions
+        self._store = store
+        self._registry = registry
+        self._now = now
+        self._new_id = new_id
+        self._withdrawn = withdrawn
+
+    async def start(self, start: Start[ResultT]) -> Ref:
+        """Write a new run, unless the same request has done so before, or the policies say otherwise.
+
+        Raises:
+            ExecutionAlreadyStartedError: another request has started an execution with this id.
+        """
+        found: str | None = None
+        while True:
+            data = start.data if start.once else self._copy(start)
+            try:
+                return await self._create(start, data, [], [], found)
+            except storage.ETagMismatchError:
+                pass
+            try:
+                existing, found = await self._replace(start)
+            except (storage.ETagMismatchError, CommitConflictError):
+                # Somebody was faster; what is there now decides.
+                found = None
+                continue
+            if existing is not None:
+                return existing
+            if start.once and start.on_start is not None:
+                # It has changed the data, and must not do so twice.
+                raise CommitConflictError(f"execution {start.key.namespace}/{start.key.id} was just deleted")
+
+    def _copy(self, start: Start[ResultT]) -> object:
+        """The data for one try: what `on_start` does to it is not for the next one."""
+        definition = self._registry.required_machine(start.type_id)
+        if start.raw is None:
+            start.raw = encode(definition, start.data)
+        return definition.deserialize(start.raw)
+
+    async def update_with_start(self, start: Start[ResultT], fn: Callable[[Node], ResultT]) -> ResultT:
+        """See `Engine.update_with_start`; `on_start` does what `fn` does, and gives the result of a start."""
+        request = start.request_id and f"update:{start.request_id}"
+
+        def act(execution: Execution) -> tuple[ResultT, Amendment | None]:
+            if start.request_id and (has_seen(execution.row, request) or _same_start(execution.row, start)):
+                raise _duplicate(start.request_id, execution.key)
+            if execution.row.close_nanos:
+                raise ExecutionClosedError(f"execution {start.key.namespace}/{start.key.id} is closed")
+            return fn(execution.root), None if not request else lambda _, row: remember(row, request)
+
+        while True:
+            try:
+                return await operate(self._executions, start.key, act)
+            except (ExecutionNotFoundError, ExecutionClosedError):
+                pass
+            try:
+                ref = await self.start(start)
+            except ExecutionAlreadyStartedError as error:
+                if error.closed:
+                    raise
+                continue
+            if not start.started:
+                raise _duplicate(start.request_id, ref.execution)
+            return start.results[-1]
+
+    async def _create(
+        self,
+        start: Start[ResultT],
+        data: object,
+        before: list[Operation],
+        others: list[tuple[Execution, Commit]],
+        current_etag: str | None,
+    ) -> Ref:
+        """Write a new run and make it the current one; `before` and `others` are part of the same commit."""
+        executions, now = self._executions, self._now()
+        key = start.key._replace(run_id=start.key.run_id or self._new_id())
+        partition = executions.partition(key)
+        execution = _new(self._registry, key, partition, start, data, now)
+        begin(execution)
+        try:
+            execution.root._state.dirty[execution.root] = True
+            if start.on_start is not None:
+                start.results.append(start.on_start(execution.root))
+            execution.root._state.check()
+            commit = executions.plan(execution, now)
+            row = CurrentRun(run_id=key.run_id, request_id=start.request_id)
+            current = SetRequest(
                 partition=partition,
                 key=current_run_key(key.namespace, key.id),
                 value=row.SerializeToString(),
+                etag=current_etag,
                 options=_FIRST_WRITE,
             )
-        ]
-        seal(execution)
-        etag = await store.multi(current + commit.operations)
-        commit.done(etag)
-        execution.root._state.clear()
-    except storage.ETagMismatchError:
-        return await _existing(store, partition, key, request_id)
-    except storage.PersistenceError as error:
-        raise translated(error) from error
-    finally:
-        end(execution)
-    if executions.cached(execution.key) is None:
-        # Else somebody has read it from the store already, and may have changed it.
-        executions.admit(execution)
-    executions.committed(execution, commit)
-    return Ref(key)
+            operations = commit.operations
+            first = operations[0]
+            if start.key.run_id and isinstance(first, SetRequest):
+                # Somebody else may have used this run id before.
+                operations[0] = attrs.evolve(first, options=_FIRST_WRITE)
+            seal(execution)
+            etag = await self._store.multi([current, *before, *operations])
+            for _, other in others:
+                other.done(etag)
+            commit.done(etag)
+            execution.root._state.clear()
+        except storage.ETagMismatchError as error:
+            if error.key == execution.row_key:
+                raise _already_started(key, "", closed=True) from error
+            raise
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+        finally:
+            end(execution)
+        start.started = True
+        if executions.cached(execution.key) is None:
+            # Else somebody has read it from the store already, and may have changed it.
+            executions.admit(execution)
+        for replaced, other in others:
+            executions.committed(replaced, other)
+        executions.committed(execution, commit)
+        return Ref(key)
+
+    async def _replace(self, start: Start[ResultT]) -> tuple[Ref | None, str | None]:
+        """The run that answers the start, or the etag of a row to start over; raises if there is neither."""
+        key, executions = start.key, self._executions
+        found = await self._current(key)
+        if found.data is None:
+            return None, None
+        current = decode_row(CurrentRun, current_run_key(key.namespace, key.id), found.data)
+        existing = key._replace(run_id=current.run_id)
+        if start.request_id and current.request_id == start.request_id:
+            return Ref(existing), None
+        if start.is_strict:
+            # Refused, whatever it is; it need not be loaded for that.
+            closed = await self._is_closed(existing)
+            if closed is not None:
+                raise _already_started(existing, current.request_id, closed=closed)
+            return None, found.etag
+        try:
+            execution = await executions.acquire(existing, fresh=True)
+        except ExecutionNotFoundError:
+            return None, found.etag
+        try:
+            return await self._decide(start, execution, current, found.etag), None
+        except ExecutionAlreadyStartedError as error:
+            again = await self._current(key)
+            if again.etag != found.etag:
+                raise CommitConflictError(
+                    "another run has taken the place of the one that refused"
+                ) from error
+            raise
+        finally:
+            execution.lock.release()
+
+    async def _current(self, key: ExecutionKey) -> GetResponse:
+        return await self._get(key, current_run_key(key.namespace, key.id))
+
+    async def _get(self, key: ExecutionKey, row_key: str) -> GetResponse:
+        try:
+            return await self._store.get(GetRequest(partition=self._executions.partition(key), key=row_key))
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+
+    async def _is_closed(self, key: ExecutionKey) -> bool | None:
+        """Whether a run is closed; None if it is gone."""
+        row_key = execution_key(*key)
+        found = await self._get(key, row_key)
+        return None if found.data is None else bool(decode_row(ExecutionRow, row_key, found.data).close_nanos)
+
+    async def _decide(
+        self, start: Start[ResultT], execution: Execution, current: CurrentRun, etag: str | None
+    ) -> Ref:
+        """Do with the current run, which is locked, what the policies say."""
+        row, existing = execution.row, execution.key
+        if start.request and has_seen(row, start.request):
+            return Ref(existing)
+        closed = bool(row.close_nanos)
+        if closed:
+            allowed = start.reuse is ReusePolicy.ALLOW or (
+                start.reuse is ReusePolicy.ALLOW_IF_FAILED and row.status in _FAILURES
+            )
+            if not allowed or start.key.run_id == existing.run_id:
+                raise _already_started(existing, current.request_id, closed=True)
+            unchanged = CheckRequest(execution.partition, execution.row_key, execution.etag or "")
+            return await self._create(start, self._copy(start), [unchanged], [], etag)
+        if start.conflict is ConflictPolicy.USE_EXISTING:
+            if start.request:
+                await self._note(execution, start.request)
+            return Ref(existing)
+        if start.conflict is ConflictPolicy.FAIL or start.key.run_id == existing.run_id:
+            raise _already_started(existing, current.request_id, closed=False)
+        return await self._terminate_and_create(start, execution, etag)
+
+    async def _note(self, execution: Execution, request: str) -> None:
+        """Let the run answer this request from now on, also when it is closed."""
+        begin(execution)
+        try:
+            await self._executions.commit(
+                execution, None, keep_claim=False, amend=lambda _, row: remember(row, request)
+            )
+        finally:
+            end(execution)
+
+    async def _terminate_and_create(
+        self, start: Start[ResultT], execution: Execution, etag: str | None
+    ) -> Ref:
+        executions = self._executions
+        tasks = await pending_tasks(self._store, execution, self._withdrawn)
+        begin(execution)
+        try:
+            reason = "replaced by a new run"
+            commit = executions.plan(execution, self._now(), amend=termination(reason, tasks))
+            seal(execution)
+            try:
+                ref = await self._create(
+                    start, self._copy(start), commit.operations, [(execution, commit)], etag
+                )
+            except BaseException:
+                executions.evict(execution)
+                raise
+        finally:
+            end(execution)
+        return ref
 
 
-def _create(
+def _same_start(row: ExecutionRow, start: Start[ResultT]) -> bool:
+    return row.start_request_id == start.request_id
+
+
+def _new(
     registry: Registry,
     key: ExecutionKey,
     partition: str,
-    type_id: int,
+    start: Start[ResultT],
     data: object,
     now_nanos: int,
-    request_id: str,
 ) -> Execution:
-    root = Node.new_root(registry, type_id, data, version=VersionedTransition(0, 1))
-    row = ExecutionRow(start_nanos=now_nanos, start_request_id=request_id, root_type=type_id)
+    root = Node.new_root(registry, start.type_id, data, version=VersionedTransition(0, 1))
+    row = ExecutionRow()
+    row.CopyFrom(start.row)
+    row.start_nanos = now_nanos
+    row.start_request_id = start.request_id
+    row.root_type = start.type_id
     return Execution(key, partition, root, row)
 
 
-async def _existing(store: EngineStore, partition: str, key: ExecutionKey, request_id: str) -> Ref:
-    row = current_run_key(key.namespace, key.id)
-    try:
-        found = await store.get(GetRequest(partition=partition, key=row))
-    except storage.PersistenceError as error:
-        raise translated(error) from error
-    current = decode_row(CurrentRun, row, found.data or b"")
-    if request_id and current.request_id == request_id:
-        return Ref(key._replace(run_id=current.run_id))
-    raise ExecutionAlreadyStartedError(
-        f"execution {key.namespace}/{key.id} was started already, by request {current.request_id!r}",
-        run_id=current.run_id,
+def _already_started(key: ExecutionKey, request_id: str, *, closed: bool) -> ExecutionAlreadyStartedError:
+    return ExecutionAlreadyStartedError(
+        f"execution {key.namespace}/{key.id} was started already, by request {request_id!r}",
+        run_id=key.run_id,
+        closed=closed,
     )
+
+
+def _duplicate(request_id: str, key: ExecutionKey) -> DuplicateRequestError:
+    return DuplicateRequestError(f"request {request_id!r} was carried out already", run_id=key.run_id)

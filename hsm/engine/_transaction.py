@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from hsm.engine._commit import check_task
 from hsm.engine._execution import Execution
 from hsm.engine._rows import QueuedTask
-from hsm.errors import StaleReferenceError, StateMachineNotFoundError, UntrackedChangeError
-from hsm.machine import VersionedTransition
+from hsm.errors import (
+    ExecutionClosedError,
+    PausedError,
+    StaleReferenceError,
+    StateMachineNotFoundError,
+    UntrackedChangeError,
+)
+from hsm.machine import Key, VersionedTransition
 from hsm.ref import Ref, check_execution_version
 from hsm.tree import Node
+from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus
 
-__all__ = ["begin", "check_pending", "end", "locate", "refuse_changes", "roll_back", "seal"]
+__all__ = [
+    "begin",
+    "check_open",
+    "check_pending",
+    "check_runnable",
+    "end",
+    "is_paused",
+    "locate",
+    "refuse_changes",
+    "roll_back",
+    "seal",
+]
+
+_TERMINATED: Final = ExecutionStatus.EXECUTION_STATUS_TERMINATED
 
 
 def begin(execution: Execution, *, reading: bool = False) -> None:
@@ -83,3 +106,36 @@ def check_pending(node: Node, claim: QueuedTask) -> None:
     """Tell a task that has run elsewhere, or was replaced, though it holds itself still valid."""
     if all(task.id != claim.id for task in node._tasks):
         raise StaleReferenceError(f"task {claim.id} is not pending any more")
+
+
+def check_open(execution: Execution) -> None:
+    """Refuse to write to an execution that was closed by force.
+
+    Raises:
+        ExecutionClosedError: it was.
+    """
+    row = execution.row
+    if row.status == _TERMINATED:
+        namespace, id_, _ = execution.key
+        raise ExecutionClosedError(f"execution {namespace}/{id_} was terminated: {row.close_reason}")
+
+
+def check_runnable(execution: Execution, ref: Ref) -> None:
+    """Refuse to run a task of the machine that `ref` points to, unless that is allowed now.
+
+    Raises:
+        ExecutionClosedError: the execution was terminated.
+        PausedError: the machine is paused, or one above it is.
+    """
+    check_open(execution)
+    if is_paused(execution.row, ref.path):
+        raise PausedError(f"{ref} is paused")
+
+
+def is_paused(row: ExecutionRow, path: Sequence[Key]) -> bool:
+    """Whether the machine at a path is paused, or one above it is."""
+    for paused in row.paused:
+        above = [Key(key.type, key.id) for key in paused.path]
+        if list(path[: len(above)]) == above:
+            return True
+    return False

@@ -12,20 +12,23 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from hsm.engine import _queries
+from hsm.engine._access import Access
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
+from hsm.engine._operations import Operations
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask
 from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
-from hsm.engine._start import start_execution
+from hsm.engine._start import Start, Starter
 from hsm.engine._worker import Worker
 from hsm.engine.clock import from_nanos, nanos_of, sleep_until, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
+from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import StaleReferenceError
 from hsm.executor import AccessType
 from hsm.machine import Lifecycle, MachineType
@@ -44,7 +47,7 @@ ResultT = TypeVar("ResultT")
 _log: Final = logging.getLogger("hsm.engine")
 
 
-class Engine:
+class Engine(Operations):
     """Runs executions on a store: `async with Engine(registry, store) as engine`.
 
     An execution is a tree of machines under one root. A transition and the tasks that it asks for are
@@ -78,6 +81,7 @@ class Engine:
         self._executions: Executions
         self._dispatcher: Dispatcher
         self._shards: Shards
+        self._starter: Starter
         self._worker: Worker
 
     async def __aenter__(self) -> Self:
@@ -88,6 +92,9 @@ class Engine:
             raise translated(error) from error
         self._executions = Executions(store, self._registry, options, self._ids, shards, self._committed)
         policies = Policies(options)
+        self._starter = Starter(
+            self._executions, store, self._registry, options.clock.time_ns, self._new_id, options.delete_rows
+        )
         self._shards = Shards(
             store, shards, options, self._new_id, policies, self._spawn, self._wake_drainers
         )
@@ -137,7 +144,9 @@ class Engine:
         *,
         machine_type: MachineType | None = None,
         request_id: str = "",
-        on_start: Callable[[Node], ResultT] | None = None,
+        on_start: Callable[[Node], object] | None = None,
+        conflict: ConflictPolicy = ConflictPolicy.FAIL,
+        reuse: ReusePolicy = ReusePolicy.REJECT,
     ) -> Ref:
         """Start an execution and return a reference to its root.
 
@@ -149,32 +158,54 @@ class Engine:
             machine_type: of the root; found by the class of `data` if it is not given.
             request_id: makes the start idempotent.
             on_start: first transitions, and children, in the same commit.
+            conflict: what to do if the id has a run that is running: refuse, return that one, or terminate it
+                in the same commit.
+            reuse: whether the id may have another run after one that is closed.
 
         Raises:
             ExecutionAlreadyStartedError: another request has started an execution with this id.
             NotRegisteredError: the machine type is not registered, or cannot be told from the data.
         """
         type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
-        return await start_execution(
-            self._executions,
-            self._store,
-            self._registry,
-            self._ids,
-            key,
-            type_id,
-            data,
-            self._options.clock.time_ns(),
-            request_id,
-            on_start,
-        )
+        return await self._starter.start(Start(key, type_id, data, request_id, on_start, conflict, reuse))
+
+    async def update_with_start(
+        self,
+        key: ExecutionKey,
+        data: object,
+        fn: Callable[[Node], ResultT],
+        *,
+        machine_type: MachineType | None = None,
+        request_id: str = "",
+        on_start: Callable[[Node], object] | None = None,
+        reuse: ReusePolicy = ReusePolicy.REJECT,
+    ) -> ResultT:
+        """Run `fn` on the root of the running execution, or on that of a new one; its result.
+
+        Start and update are one commit: nobody sees an execution that `fn` has not run on. `fn` may run
+        again, as in `update`. The other arguments are those of `start`.
+
+        Raises:
+            DuplicateRequestError: a request with this id was carried out already.
+            ExecutionAlreadyStartedError: the last run is closed, and `reuse` does not allow another one.
+            NotRegisteredError: the machine type is not registered, or cannot be told from the data.
+        """
+        type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
+
+        def first(root: Node) -> ResultT:
+            if on_start is not None:
+                on_start(root)
+            return fn(root)
+
+        start = Start(key, type_id, data, request_id, first, reuse=reuse, once=False)
+        return await self._starter.update_with_start(start, fn)
 
     def access(
         self, ref: Ref, access: AccessType, *, keep_task: bool = False
     ) -> AbstractAsyncContextManager[Node]:
         """See `Environment.access`."""
-        return self._executions.access(
-            ref, access, claim=self._claim(ref, keep=keep_task), keep_claim=keep_task
-        )
+        claim = self._claim(ref, keep=keep_task)
+        return Access(self._executions, ref, access, claim, keep_claim=keep_task)
 
     async def update(self, ref: Ref, fn: Callable[[Node], ResultT], *, keep_task: bool = False) -> ResultT:
         """See `Environment.update`."""

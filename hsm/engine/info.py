@@ -20,11 +20,13 @@ class ExecutionInfo:
 
     Attributes:
         key: with the run id.
-        status: whether the execution is still running.
+        status: whether the execution is still running, or how it was closed.
         state: name of the root's state.
         start_time: when it was started.
         close_time: when its root had no more to do; None while it runs.
         error: why its row cannot be read, if so; then only the key and this are known.
+        close_reason: why it was terminated; "" otherwise.
+        paused: whether tasks of it, or of some of its machines, are kept from running.
     """
 
     key: ExecutionKey
@@ -33,6 +35,8 @@ class ExecutionInfo:
     start_time: datetime
     close_time: datetime | None
     error: str = ""
+    close_reason: str = ""
+    paused: bool = False
 
 
 @attrs.frozen

@@ -32,6 +32,7 @@ class _ExecutionStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper
     EXECUTION_STATUS_RUNNING: _ExecutionStatus.ValueType  # 1
     EXECUTION_STATUS_COMPLETED: _ExecutionStatus.ValueType  # 2
     EXECUTION_STATUS_FAILED: _ExecutionStatus.ValueType  # 3
+    EXECUTION_STATUS_TERMINATED: _ExecutionStatus.ValueType  # 4
 
 class ExecutionStatus(_ExecutionStatus, metaclass=_ExecutionStatusEnumTypeWrapper): ...
 
@@ -39,7 +40,31 @@ EXECUTION_STATUS_UNSPECIFIED: ExecutionStatus.ValueType  # 0
 EXECUTION_STATUS_RUNNING: ExecutionStatus.ValueType  # 1
 EXECUTION_STATUS_COMPLETED: ExecutionStatus.ValueType  # 2
 EXECUTION_STATUS_FAILED: ExecutionStatus.ValueType  # 3
+EXECUTION_STATUS_TERMINATED: ExecutionStatus.ValueType  # 4
 global___ExecutionStatus = ExecutionStatus
+
+class _TombstoneKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TombstoneKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TombstoneKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TOMBSTONE_KIND_SUBTREE: _TombstoneKind.ValueType  # 0
+    """The machines below one that was deleted."""
+    TOMBSTONE_KIND_EXECUTION: _TombstoneKind.ValueType  # 1
+    """All rows of an execution."""
+    TOMBSTONE_KIND_PARKED: _TombstoneKind.ValueType  # 2
+    """Parked tasks, which go back into their queues."""
+
+class TombstoneKind(_TombstoneKind, metaclass=_TombstoneKindEnumTypeWrapper): ...
+
+TOMBSTONE_KIND_SUBTREE: TombstoneKind.ValueType  # 0
+"""The machines below one that was deleted."""
+TOMBSTONE_KIND_EXECUTION: TombstoneKind.ValueType  # 1
+"""All rows of an execution."""
+TOMBSTONE_KIND_PARKED: TombstoneKind.ValueType  # 2
+"""Parked tasks, which go back into their queues."""
+global___TombstoneKind = TombstoneKind
 
 @typing.final
 class ExecutionKey(google.protobuf.message.Message):
@@ -90,6 +115,24 @@ class ExecutionRow(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class SearchAttributesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> global___SearchAttribute: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: global___SearchAttribute | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     HISTORY_FIELD_NUMBER: builtins.int
     NEXT_ORDINAL_FIELD_NUMBER: builtins.int
     ROOT_TYPE_FIELD_NUMBER: builtins.int
@@ -99,6 +142,13 @@ class ExecutionRow(google.protobuf.message.Message):
     CLOSE_NANOS_FIELD_NUMBER: builtins.int
     START_REQUEST_ID_FIELD_NUMBER: builtins.int
     ROOT_FIELD_NUMBER: builtins.int
+    CLOSE_REASON_FIELD_NUMBER: builtins.int
+    REQUEST_IDS_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
+    KEEPS_HISTORY_FIELD_NUMBER: builtins.int
+    EXPIRY_NANOS_FIELD_NUMBER: builtins.int
+    SEARCH_ATTRIBUTES_FIELD_NUMBER: builtins.int
+    MEMO_FIELD_NUMBER: builtins.int
     next_ordinal: builtins.int
     """Greater than every ordinal that the tree has ever used."""
     root_type: builtins.int
@@ -108,12 +158,29 @@ class ExecutionRow(google.protobuf.message.Message):
     start_nanos: builtins.int
     close_nanos: builtins.int
     start_request_id: builtins.str
+    close_reason: builtins.str
+    """Why it was terminated."""
+    keeps_history: builtins.bool
+    """Every commit leaves a row of what it has changed."""
+    expiry_nanos: builtins.int
+    """When a closed execution is deleted; 0: never."""
+    memo: builtins.bytes
     @property
     def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.VersionedTransition]:
         """The last transition of each failover version, oldest first; the last entry is the present one."""
 
     @property
     def root(self) -> persistence.proto.hsm_pb2.StateMachineNode: ...
+    @property
+    def request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Requests that were carried out on it, oldest first; only the latest are kept."""
+
+    @property
+    def paused(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PausedSubtree]:
+        """Machines whose tasks do not run, with all below them."""
+
+    @property
+    def search_attributes(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___SearchAttribute]: ...
     def __init__(
         self,
         *,
@@ -126,11 +193,193 @@ class ExecutionRow(google.protobuf.message.Message):
         close_nanos: builtins.int = ...,
         start_request_id: builtins.str = ...,
         root: persistence.proto.hsm_pb2.StateMachineNode | None = ...,
+        close_reason: builtins.str = ...,
+        request_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        paused: collections.abc.Iterable[global___PausedSubtree] | None = ...,
+        keeps_history: builtins.bool = ...,
+        expiry_nanos: builtins.int = ...,
+        search_attributes: collections.abc.Mapping[builtins.str, global___SearchAttribute] | None = ...,
+        memo: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["root", b"root"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "history", b"history", "next_ordinal", b"next_ordinal", "root", b"root", "root_type", b"root_type", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "close_reason", b"close_reason", "expiry_nanos", b"expiry_nanos", "history", b"history", "keeps_history", b"keeps_history", "memo", b"memo", "next_ordinal", b"next_ordinal", "paused", b"paused", "request_ids", b"request_ids", "root", b"root", "root_type", b"root_type", "search_attributes", b"search_attributes", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
 
 global___ExecutionRow = ExecutionRow
+
+@typing.final
+class PausedSubtree(google.protobuf.message.Message):
+    """A path from the root; empty is the whole tree."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    @property
+    def path(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.StateMachineKey]: ...
+    def __init__(
+        self,
+        *,
+        path: collections.abc.Iterable[persistence.proto.hsm_pb2.StateMachineKey] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["path", b"path"]) -> None: ...
+
+global___PausedSubtree = PausedSubtree
+
+@typing.final
+class Keywords(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: builtins.int
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["values", b"values"]) -> None: ...
+
+global___Keywords = Keywords
+
+@typing.final
+class SearchAttribute(google.protobuf.message.Message):
+    """A value that listings can be filtered by."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOOL_VALUE_FIELD_NUMBER: builtins.int
+    INT_VALUE_FIELD_NUMBER: builtins.int
+    FLOAT_VALUE_FIELD_NUMBER: builtins.int
+    TEXT_VALUE_FIELD_NUMBER: builtins.int
+    TIME_NANOS_FIELD_NUMBER: builtins.int
+    KEYWORDS_FIELD_NUMBER: builtins.int
+    bool_value: builtins.bool
+    int_value: builtins.int
+    float_value: builtins.float
+    text_value: builtins.str
+    time_nanos: builtins.int
+    @property
+    def keywords(self) -> global___Keywords: ...
+    def __init__(
+        self,
+        *,
+        bool_value: builtins.bool = ...,
+        int_value: builtins.int = ...,
+        float_value: builtins.float = ...,
+        text_value: builtins.str = ...,
+        time_nanos: builtins.int = ...,
+        keywords: global___Keywords | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["bool_value", b"bool_value", "float_value", b"float_value", "int_value", b"int_value", "keywords", b"keywords", "text_value", b"text_value", "time_nanos", b"time_nanos", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bool_value", b"bool_value", "float_value", b"float_value", "int_value", b"int_value", "keywords", b"keywords", "text_value", b"text_value", "time_nanos", b"time_nanos", "value", b"value"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["value", b"value"]) -> typing.Literal["bool_value", "int_value", "float_value", "text_value", "time_nanos", "keywords"] | None: ...
+
+global___SearchAttribute = SearchAttribute
+
+@typing.final
+class ParkedTaskRow(google.protobuf.message.Message):
+    """A task that has come up while its execution was paused."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    ROW_KEY_FIELD_NUMBER: builtins.int
+    row_key: builtins.str
+    """Key of the queue row that it was."""
+    @property
+    def task(self) -> global___TaskRow: ...
+    def __init__(
+        self,
+        *,
+        task: global___TaskRow | None = ...,
+        row_key: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["row_key", b"row_key", "task", b"task"]) -> None: ...
+
+global___ParkedTaskRow = ParkedTaskRow
+
+@typing.final
+class HistoryNode(google.protobuf.message.Message):
+    """One machine as a commit has left it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    segments: builtins.str
+    """The part of its row's key that follows the prefix of the tree; empty for the root."""
+    @property
+    def node(self) -> persistence.proto.hsm_pb2.StateMachineNode: ...
+    def __init__(
+        self,
+        *,
+        segments: builtins.str = ...,
+        node: persistence.proto.hsm_pb2.StateMachineNode | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["node", b"node"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node", "segments", b"segments"]) -> None: ...
+
+global___HistoryNode = HistoryNode
+
+@typing.final
+class HistoryDeletion(google.protobuf.message.Message):
+    """A subtree that a commit has deleted: what is below `segments`, itself included, with a lower ordinal."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: builtins.int
+    BEFORE_ORDINAL_FIELD_NUMBER: builtins.int
+    segments: builtins.str
+    before_ordinal: builtins.int
+    def __init__(
+        self,
+        *,
+        segments: builtins.str = ...,
+        before_ordinal: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["before_ordinal", b"before_ordinal", "segments", b"segments"]) -> None: ...
+
+global___HistoryDeletion = HistoryDeletion
+
+@typing.final
+class HistoryRow(google.protobuf.message.Message):
+    """What one commit has changed in an execution that keeps its history."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIME_NANOS_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    DELETED_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    ADDED_TASKS_FIELD_NUMBER: builtins.int
+    NEXT_ORDINAL_FIELD_NUMBER: builtins.int
+    ROOT_TYPE_FIELD_NUMBER: builtins.int
+    time_nanos: builtins.int
+    next_ordinal: builtins.int
+    root_type: builtins.int
+    @property
+    def version(self) -> persistence.proto.hsm_pb2.VersionedTransition: ...
+    @property
+    def deleted(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HistoryDeletion]: ...
+    @property
+    def changed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HistoryNode]: ...
+    @property
+    def added_tasks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        time_nanos: builtins.int = ...,
+        version: persistence.proto.hsm_pb2.VersionedTransition | None = ...,
+        deleted: collections.abc.Iterable[global___HistoryDeletion] | None = ...,
+        changed: collections.abc.Iterable[global___HistoryNode] | None = ...,
+        added_tasks: collections.abc.Iterable[builtins.str] | None = ...,
+        next_ordinal: builtins.int = ...,
+        root_type: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["added_tasks", b"added_tasks", "changed", b"changed", "deleted", b"deleted", "next_ordinal", b"next_ordinal", "root_type", b"root_type", "time_nanos", b"time_nanos", "version", b"version"]) -> None: ...
+
+global___HistoryRow = HistoryRow
 
 @typing.final
 class TaskRow(google.protobuf.message.Message):
@@ -215,28 +464,37 @@ global___DeadLetterRow = DeadLetterRow
 
 @typing.final
 class TombstoneRow(google.protobuf.message.Message):
-    """Rows below a deleted machine that are still to be deleted."""
+    """Rows that are still to be deleted, or moved."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EXECUTION_FIELD_NUMBER: builtins.int
     SEGMENTS_FIELD_NUMBER: builtins.int
     BEFORE_ORDINAL_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
     segments: builtins.str
     """The part of the rows' keys between the prefix of the tree and the slash."""
     before_ordinal: builtins.int
     """Rows below it with a lower ordinal are dead."""
+    kind: global___TombstoneKind.ValueType
     @property
     def execution(self) -> global___ExecutionKey: ...
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.StateMachineTask]:
+        """Of a deleted execution: the pending tasks of its root."""
+
     def __init__(
         self,
         *,
         execution: global___ExecutionKey | None = ...,
         segments: builtins.str = ...,
         before_ordinal: builtins.int = ...,
+        kind: global___TombstoneKind.ValueType = ...,
+        tasks: collections.abc.Iterable[persistence.proto.hsm_pb2.StateMachineTask] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["execution", b"execution"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["before_ordinal", b"before_ordinal", "execution", b"execution", "segments", b"segments"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["before_ordinal", b"before_ordinal", "execution", b"execution", "kind", b"kind", "segments", b"segments", "tasks", b"tasks"]) -> None: ...
 
 global___TombstoneRow = TombstoneRow
 
