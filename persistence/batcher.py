@@ -61,8 +61,6 @@ def in_task(commit: Commit) -> BeginCommit:
         try:
             results = await commit(batch)
         except asyncio.CancelledError:
-            # Somebody cancels every task there is: the program is ending. The lane goes on without them.
-            finish(CommitOutcomeUnknownError("the commit was cancelled"))
             raise
         except BaseException as error:
             finish(error)
@@ -73,10 +71,17 @@ def in_task(commit: Commit) -> BeginCommit:
 
     tasks: set[asyncio.Task[None]] = set()
 
+    def ended(finish: Finish, task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if task.cancelled():
+            # Somebody cancels every task there is: the program is ending. The lane goes on without them.
+            # Seen from outside, because a task that is cancelled before its first step does not see it.
+            finish(CommitOutcomeUnknownError("the commit was cancelled"))
+
     def begin(batch: Sequence[Transaction], finish: Finish) -> None:
         task = asyncio.get_running_loop().create_task(run(batch, finish))
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task.add_done_callback(partial(ended, finish))
 
     return begin
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Final, TypeAlias
 
 from persistence.decision import Slot
 from persistence.errors import PersistenceError, StoreClosedError
 from persistence.store import GetResponse
 
-__all__ = ["Gatherer", "ReadRows"]
+__all__ = ["Gatherer", "ReadRows", "Rows"]
 
-ReadRows: TypeAlias = Callable[[Sequence[Slot]], Awaitable[Mapping[Slot, GetResponse]]]
-"""Reads rows at once; slots that are absent or expired are left out of the answer."""
+Rows: TypeAlias = Mapping[Slot, GetResponse | PersistenceError]
+"""What was found: rows, or why one of them cannot be read; slots that are absent or expired are left out."""
+
+ReadRows: TypeAlias = Callable[[Sequence[Slot]], Awaitable[Rows]]
+"""Reads rows at once."""
 
 _MAX_SLOTS: Final = 1000
 _ABSENT: Final = GetResponse()
@@ -24,7 +29,8 @@ class Gatherer:
     """Gathers reads of single rows into queries, at most `parallel` of them at a time.
 
     A query begins after every read it serves was asked for, so that a caller sees what it has written
-    before. There is no linger timer. A query that fails fails its readers, and nobody else.
+    before. There is no linger timer. A query that fails fails its readers, and nobody else; a row that
+    cannot be read fails those who asked for it, and not the others that share its query.
 
     It belongs to the event loop that runs when it is made.
     """
@@ -74,16 +80,20 @@ class Gatherer:
         if len(self._waiting) <= _MAX_SLOTS:
             taken, self._waiting = self._waiting, {}
         else:
-            slots = list(self._waiting)[:_MAX_SLOTS]
+            slots = list(islice(self._waiting, _MAX_SLOTS))
             taken = {slot: self._waiting.pop(slot) for slot in slots}
         task = self._loop.create_task(self._answer(taken))
         self._running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, taken))
         if self._waiting:
             self._schedule()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, taken: Mapping[Slot, asyncio.Future[GetResponse]], task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        if task.cancelled():
+            # The program is ending and cancels every task there is, perhaps before its first step.
+            for future in taken.values():
+                future.cancel()
         if self._waiting:
             self._schedule()
 
@@ -93,15 +103,13 @@ class Gatherer:
         except Exception as error:  # noqa: BLE001  it is the readers' affair
             for future in taken.values():
                 _fail(future, error)
-        except BaseException:
-            # The program is ending and cancels every task there is.
-            for future in taken.values():
-                future.cancel()
-            raise
         else:
             for slot, future in taken.items():
-                if not future.done():
-                    future.set_result(rows.get(slot, _ABSENT))
+                row = rows.get(slot, _ABSENT)
+                if isinstance(row, PersistenceError):
+                    _fail(future, row)
+                elif not future.done():
+                    future.set_result(row)
 
 
 def _fail(future: asyncio.Future[GetResponse], error: Exception) -> None:

@@ -296,3 +296,20 @@ async def test_cancelling_every_task_leaves_the_outcome_of_a_commit_unknown() ->
     with pytest.raises(CommitOutcomeUnknownError):
         await first
     assert await second == "etag of b"
+
+
+async def test_a_commit_that_is_cancelled_before_it_begins_leaves_nobody_waiting() -> None:
+    async def commit(batch: Sequence[Transaction]) -> Sequence[Result]:
+        return ["etag"] * len(batch)
+
+    lane = Batcher(in_task(commit))
+    waiting = lane.submit(transaction("a"))
+    before = asyncio.all_tasks()
+    await asyncio.sleep(0)
+    (task,) = asyncio.all_tasks() - before
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(CommitOutcomeUnknownError):
+            await waiting
+        assert await lane.submit(transaction("b")) == "etag"
+        await lane.drain()

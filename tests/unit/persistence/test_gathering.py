@@ -5,9 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from persistence import GetResponse, InvalidRequestError, StoreClosedError, StoreUnavailableError
+from persistence import (
+    GetResponse,
+    InvalidRequestError,
+    StoreClosedError,
+    StoreCorruptError,
+    StoreUnavailableError,
+)
 from persistence.decision import Slot
-from persistence.gathering import Gatherer
+from persistence.gathering import Gatherer, Rows
 
 
 class Database:
@@ -120,6 +126,29 @@ async def test_a_query_that_fails_fails_its_readers_and_nobody_else() -> None:
     await turns()
     database.answer()
     assert (await later).data == b"a"
+
+
+async def test_a_row_that_cannot_be_read_fails_its_readers_and_nobody_else() -> None:
+    async def read(slots: Sequence[Slot]) -> Rows:
+        return {("", "bad"): StoreCorruptError("no row of ours"), ("", "a"): GetResponse(b"a")}
+
+    outcomes = await asyncio.gather(*ask(Gatherer(read), "a", "bad", "bad", "c"), return_exceptions=True)
+    assert [outcome.data for outcome in outcomes if isinstance(outcome, GetResponse)] == [b"a", None]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, StoreCorruptError)]
+    assert [str(failure) for failure in failures] == ["no row of ours"] * 2
+
+
+async def test_readers_of_a_query_that_was_cancelled_before_it_began_are_not_left_waiting() -> None:
+    gatherer = Gatherer(Database().read)
+    (reader,) = ask(gatherer, "a")
+    await asyncio.sleep(0)
+    before = asyncio.all_tasks()
+    await asyncio.sleep(0)
+    (query,) = asyncio.all_tasks() - before
+    query.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    await gatherer.drain()
 
 
 async def test_an_unforeseen_failure_reaches_the_readers() -> None:
