@@ -6,25 +6,30 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from persistence.errors import PersistenceError
 
 __all__ = ["Cleaner"]
 
 _log = logging.getLogger(__name__)
+_SHORTEST_PAUSE_SECONDS: Final = 0.05
 
 
 class Cleaner:
-    """Calls `clean` once an interval until it is closed; a failure is logged, and tried again next time."""
+    """Calls `clean` once an interval until it is closed; a failure is logged, and tried again next time.
+
+    It rests for a moment between two calls even if the interval is 0, so that a database has other work, too.
+    """
 
     def __init__(self, clean: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
         self._clean = clean
-        self._interval_seconds = interval_seconds
+        self._pause_seconds = max(interval_seconds, _SHORTEST_PAUSE_SECONDS)
         self._task = asyncio.create_task(self._run(), name="cleaner of expired rows")
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(self._pause_seconds)
             try:
                 await self._clean()
             except PersistenceError as error:
