@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
@@ -12,9 +12,9 @@ from typing import Final
 from persistence.base import BatchedStore
 from persistence.decision import Slot
 from persistence.errors import StoreClosedError
-from persistence.gathering import Gatherer
+from persistence.gathering import Gatherer, Rows
 from persistence.like import check_keys_like, encode_token
-from persistence.options import check_key, prefix_end
+from persistence.options import check_key, check_partition, check_prefix, prefix_end
 from persistence.paging import Page, Window, read_pages, scan_window
 from persistence.store import (
     Consistency,
@@ -58,12 +58,20 @@ class ServerStore(BatchedStore):
         """Release everything."""
 
     @abc.abstractmethod
-    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:
-        """Read rows at once; absent and expired ones are left out. `eventual`: a replica's answer will do."""
+    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Rows:
+        """Read rows at once; absent and expired ones are left out. `eventual`: a replica's answer will do.
+
+        Those who asked for them have nothing to do with each other: an error of one row stands in its place,
+        and only what fails for all of them is raised.
+        """
 
     @abc.abstractmethod
     async def _read_page(self, window: Window, rows: int) -> Page:
         """Read at most so many rows from the beginning of a window."""
+
+    @abc.abstractmethod
+    async def _delete_family(self, partition: str, family: str) -> int:
+        """Delete the keys that begin with `family` and go on without a further `||`; how many there were."""
 
     @abc.abstractmethod
     async def _ping(self) -> None:
@@ -113,7 +121,7 @@ class ServerStore(BatchedStore):
         await self._close()
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> Generator[None]:
         """A block before whose end the store does not disconnect.
 
         Raises:
@@ -169,6 +177,21 @@ class ServerStore(BatchedStore):
         with self.in_use():
             return await self._read_page(window, rows)
 
+    async def delete_with_prefix(self, partition: str, prefix: str) -> int:
+        """Delete the keys `prefix||name` whose name holds no further `||`; the number deleted.
+
+        Many are deleted in chunks, each of them at once: if it fails in between, some of them are gone.
+
+        Raises:
+            InvalidRequestError: the prefix is empty.
+            CommitOutcomeUnknownError: the connection broke; some of the keys may be gone.
+        """
+        self.check_open()
+        check_partition(partition)
+        family = check_prefix(prefix)
+        with self.in_use():
+            return await self._delete_family(partition, family)
+
     async def _read_keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
         """Keys of living rows from the beginning of a window, at most so many, and whether they were all.
 
@@ -190,15 +213,15 @@ class ServerStore(BatchedStore):
         if after >= pattern.prefix:
             window = window.beyond(after) if after else window
         found: list[str] = []
-        while True:
-            with self.in_use():
+        with self.in_use():
+            while True:
                 keys, last = await self._read_keys(window, _PAGE_ROWS)
-            for key in keys:
-                if matches(key):
-                    # One more than a page holds tells that there is another page.
-                    if len(found) == request.page_size:
-                        return KeysLikeResponse(tuple(found), encode_token(found[-1]))
-                    found.append(key)
-            if last or not keys:
-                return KeysLikeResponse(tuple(found))
-            window = window.beyond(keys[-1])
+                for key in keys:
+                    if matches(key):
+                        # One more than a page holds tells that there is another page.
+                        if len(found) == request.page_size:
+                            return KeysLikeResponse(tuple(found), encode_token(found[-1]))
+                        found.append(key)
+                if last or not keys:
+                    return KeysLikeResponse(tuple(found))
+                window = window.beyond(keys[-1])

@@ -11,7 +11,7 @@ from persistence.backends import ETCD
 from persistence.batcher import in_task
 from persistence.decision import Slot
 from persistence.errors import StoreClosedError
-from persistence.options import check_partition, check_prefix, check_text
+from persistence.options import check_partition, check_text
 from persistence.paging import Page, Window
 from persistence.proto import etcd_pb2
 from persistence.server import ServerStore
@@ -148,16 +148,7 @@ class EtcdStore(ServerStore):
     async def _read_keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
         return await self._opened().reader.keys(window, rows)
 
-    async def delete_with_prefix(self, partition: str, prefix: str) -> int:
-        """Delete the keys `prefix||name` whose name holds no further `||`; the number deleted.
-
-        Raises:
-            InvalidRequestError: the prefix is empty.
-            CommitOutcomeUnknownError: the server did not answer; some of them may be gone.
-        """
-        self.check_open()
-        check_partition(partition)
-        family = check_prefix(prefix)
+    async def _delete_family(self, partition: str, family: str) -> int:
         state = self._opened()
         return await delete_family(
             state.client, state.keyspace, state.capacity, state.reader, partition, family

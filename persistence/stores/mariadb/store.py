@@ -13,7 +13,6 @@ from persistence.batcher import in_task
 from persistence.cleaning import Cleaner
 from persistence.decision import Slot
 from persistence.errors import StoreClosedError
-from persistence.options import check_partition, check_prefix
 from persistence.paging import Page, Window
 from persistence.server import ServerStore
 from persistence.settings import split_url
@@ -158,18 +157,8 @@ class MariaDBStore(ServerStore):
     async def _ping(self) -> None:
         await self._opened().reader.ping()
 
-    async def delete_with_prefix(self, partition: str, prefix: str) -> int:
-        """Delete the keys `prefix||name` whose name holds no further `||`; the number deleted.
-
-        Some thousands at a time: if it fails in between, some of them are gone.
-
-        Raises:
-            InvalidRequestError: the prefix is empty.
-        """
-        self.check_open()
-        check_partition(partition)
-        lanes = self._opened().lanes
-        return await lanes[self.lane_of(partition)].delete_family(partition, check_prefix(prefix))
+    async def _delete_family(self, partition: str, family: str) -> int:
+        return await self._opened().lanes[self.lane_of(partition)].delete_family(partition, family)
 
     async def _clean(self) -> None:
         state = self._opened()

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Slot, Transaction, decide, new_etags
 from persistence.errors import CommitOutcomeUnknownError, InvalidRequestError, StoreUnavailableError
-from persistence.options import check_prefix, prefix_end
+from persistence.options import prefix_end
 from persistence.paging import Window
 from persistence.stores.mariadb.driver import Answer, ConnectionLostError, ServerError, Session
 from persistence.stores.mariadb.failures import is_conflict, is_data_error, is_too_late, translate
@@ -93,9 +93,8 @@ class Lane:
         await self._transact(work)
         return work.results
 
-    async def delete_family(self, partition: str, prefix: str) -> int:
-        """Delete the keys with this prefix that have no further separator; the number deleted."""
-        family = check_prefix(prefix)
+    async def delete_family(self, partition: str, family: str) -> int:
+        """Delete the keys that begin with `family` and have no further separator; the number deleted."""
         window = Window(partition, family, prefix_end(family), reverse=False)
         deleted = 0
         while True:

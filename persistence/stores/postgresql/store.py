@@ -15,7 +15,7 @@ from persistence.batcher import in_task
 from persistence.cleaning import Cleaner
 from persistence.decision import Slot
 from persistence.errors import FeatureMissingError, StoreClosedError
-from persistence.options import check_partition, check_prefix, check_text
+from persistence.options import check_partition, check_text
 from persistence.paging import Page, Window
 from persistence.server import ServerStore
 from persistence.store import Change, Feature, GetResponse, Limits
@@ -146,18 +146,8 @@ class PostgresStore(ServerStore):
     async def _ping(self) -> None:
         await self._opened().reader.ping()
 
-    async def delete_with_prefix(self, partition: str, prefix: str) -> int:
-        """Delete the keys `prefix||name` whose name holds no further `||`; the number deleted.
-
-        Raises:
-            InvalidRequestError: the prefix is empty.
-            CommitOutcomeUnknownError: the commit broke off, and may have taken place.
-        """
-        self.check_open()
-        check_partition(partition)
-        state = self._opened()
-        lane = state.lanes[self.lane_of(partition)]
-        return await lane.delete_family(partition, check_prefix(prefix))
+    async def _delete_family(self, partition: str, family: str) -> int:
+        return await self._opened().lanes[self.lane_of(partition)].delete_family(partition, family)
 
     def watch(self, partition: str, prefix: str) -> AsyncIterator[Change]:
         """Keys with this prefix that may change from now on, at least once each.

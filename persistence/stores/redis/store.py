@@ -14,7 +14,7 @@ from persistence.batcher import in_task
 from persistence.cleaning import Cleaner
 from persistence.decision import Slot
 from persistence.errors import FeatureMissingError, StoreClosedError, StoreUnavailableError
-from persistence.options import check_partition, check_prefix, check_text, prefix_end
+from persistence.options import check_partition, check_text, prefix_end
 from persistence.paging import Page, Window
 from persistence.server import ServerStore
 from persistence.store import Change, Feature, GetResponse, Limits
@@ -192,19 +192,8 @@ class RedisStore(ServerStore):
     async def _ping(self) -> None:
         await self._opened().reader.ping()
 
-    async def delete_with_prefix(self, partition: str, prefix: str) -> int:
-        """Delete the keys `prefix||name` whose name holds no further `||`; the number deleted.
-
-        It is done in chunks, each of them at once.
-
-        Raises:
-            InvalidRequestError: the prefix is empty.
-            CommitOutcomeUnknownError: the connection broke; some of the keys may be gone.
-        """
-        self.check_open()
+    async def _delete_family(self, partition: str, family: str) -> int:
         state = self._opened()
-        check_partition(partition)
-        family = check_prefix(prefix)
         window = Window(partition, family, prefix_end(family), reverse=False)
         deleted = 0
         while True:

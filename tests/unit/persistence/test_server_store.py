@@ -110,6 +110,16 @@ class DictStore(ServerStore):
         ]
         return Page(found[:rows], last=len(found) <= rows)
 
+    async def _delete_family(self, partition: str, family: str) -> int:
+        deleted = 0
+        for slot in [slot for slot in self.network.rows if slot[0] == partition]:
+            if slot[1].startswith(family):
+                await self.network.cross("delete")
+                assert self.network.connected, "delete after the connection was closed"
+                del self.network.rows[slot]
+                deleted += 1
+        return deleted
+
     async def _ping(self) -> None:
         await self.network.cross("ping")
 
@@ -226,6 +236,42 @@ async def test_closing_waits_for_what_was_accepted(network: Network) -> None:
     assert listing is not None
     assert network.rows["", "c"][0] == b"c"
     assert network.calls[-1] == "close"
+
+
+async def test_closing_waits_for_a_family_that_is_being_deleted(network: Network) -> None:
+    store = DictStore(network)
+    await store.init(Metadata())
+    await write(store, "family||a", "family||b", "other||c")
+    network.block()
+    deleting = asyncio.create_task(store.delete_with_prefix("", "family"))
+    await network.arrived.wait()
+    closing = asyncio.create_task(store.aclose())
+    await turns()
+    network.passable.set()
+    await closing
+    assert await deleting == 2
+    assert network.calls[-1] == "close"
+
+
+async def test_closing_waits_for_all_pages_of_a_listing(network: Network) -> None:
+    store = DictStore(network)
+    await store.init(Metadata())
+    network.rows |= {("", f"{number:04}"): (b"", "") for number in range(2500)}
+    network.block()
+    listing = asyncio.create_task(store.keys_like(KeysLikeRequest(pattern="%")))
+    await network.arrived.wait()
+    closing = asyncio.create_task(store.aclose())
+    await turns()
+    network.passable.set()
+    await closing
+    assert len((await listing).keys) == 2500
+
+
+@pytest.mark.parametrize("prefix", ["", "||"])
+async def test_family_without_a_name_is_refused(network: Network, prefix: str) -> None:
+    async with DictStore(network) as store:
+        with pytest.raises(InvalidRequestError, match="prefix is required"):
+            await store.delete_with_prefix("", prefix)
 
 
 async def keys(store: DictStore, *, reverse: bool = False) -> list[str]:
