@@ -294,7 +294,7 @@ class Executions:
             check_runnable(execution, ref)
 
     async def complete(self, claim: QueuedTask) -> None:
-        """Take a task that has run off its node, with its row."""
+        """Take a task that has run off its node, with its row; or put another row in that one's place."""
         root = Ref(claim.execution, task_id=claim.id)
         await self.run(root, _nothing, AccessType.WRITE, claim=claim, check_claim=False)
 
@@ -387,6 +387,7 @@ class Executions:
         state.clear()
         if claim is not None and not keep_claim:
             claim.spent = True
+            claim.instead_etag = etag
         self.committed(execution, commit)
         self.retire(execution)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -17,7 +18,7 @@ from hsm.registry import Registry
 from hsm.task import Singleton, Task
 from hsm.tree import Node
 from hsm.tree._operation import Deleted, compact
-from persistence.executions import parked_key, tombstone_key
+from persistence.executions import dead_letter_key, parked_key, tombstone_key
 from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, TombstoneRow
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
 from persistence.store import CheckRequest, DeleteRequest, SetRequest
@@ -121,8 +122,11 @@ class Planner:
             tasks = pending[node] = list(node._tasks)
         if registration.singleton is not None:
             same = [other for other in tasks if other.type == type_id]
-            if same and registration.singleton is Singleton.IGNORE:
-                return
+            if registration.singleton is Singleton.IGNORE:
+                # A dead letter waits for people, maybe for ever: it does not stand for the next task.
+                if not all(other.dead for other in same):
+                    return
+                same = []
             for other in same:
                 tasks.remove(other)
                 self.withdraw(other)
@@ -155,18 +159,21 @@ class Planner:
         if self.execution.held:
             self.delete(parked_key(*self.execution.key, pending.id))
 
-    def prune(self, pending: dict[Node, list[StateMachineTask]], node: Node, claimed: str) -> None:
+    def prune(
+        self, pending: dict[Node, list[StateMachineTask]], node: Node, claim: QueuedTask | None
+    ) -> None:
         """Take the tasks off a changed node that have become pointless, and the one that has just run."""
         tasks = node._tasks
         kept: list[StateMachineTask] = []
         for message in tasks:
-            if message.id == claimed:
-                continue
-            if self.is_stale(message, node):
+            if claim is not None and message.id == claim.id:
+                if claim.instead is not None:
+                    kept.append(_moved(message, claim.instead))
+            elif self.is_stale(message, node):
                 self.withdraw(message)
             else:
                 kept.append(message)
-        if len(kept) != len(tasks):
+        if len(kept) != len(tasks) or any(map(operator.is_not, kept, tasks)):
             pending[node] = kept
 
     def is_stale(self, message: StateMachineTask, node: Node) -> bool:
@@ -237,14 +244,15 @@ def plan(
     commit, operations = planner.commit, planner.operations
     state = execution.root._state
     changed = {node: None for node, row in state.dirty.items() if row}
-    claimed = ""
-    if claim is not None and not keep_claim:
-        claimed = claim.id
-        holder = _holder(execution.root, claim)
+    claimed = None if keep_claim else claim
+    if claimed is not None:
+        holder = _holder(execution.root, claimed)
         if holder is not None:
             changed[holder] = None
-    if claimed and claim is not None:
-        operations.append(DeleteRequest(partition=claim.partition, key=claim.key, etag=claim.etag))
+    if claimed is not None:
+        operations.append(DeleteRequest(partition=claimed.partition, key=claimed.key, etag=claimed.etag))
+        if claimed.instead is not None:
+            operations.append(claimed.instead)
     elif claim is not None:
         operations.append(CheckRequest(claim.partition, claim.key, claim.etag))
     for subtree in removed:
@@ -270,6 +278,14 @@ def plan(
         commit.revert()
         raise
     return commit
+
+
+def _moved(pending: StateMachineTask, row: SetRequest) -> StateMachineTask:
+    """A pending task whose row is among the dead letters now, or not any more."""
+    moved = StateMachineTask()
+    moved.CopyFrom(pending)
+    moved.dead = row.key == dead_letter_key(pending.id)
+    return moved
 
 
 def _holder(root: Node, claim: QueuedTask) -> Node | None:

@@ -11,7 +11,8 @@ from google.protobuf.text_format import MessageToString
 
 from hsm.engine._execution import decode_row, load_execution
 from hsm.engine._executions import Executions, translated
-from hsm.engine._rows import QueuedTask, kind_of, task_row_key
+from hsm.engine._lookup import find_rows
+from hsm.engine._rows import QueuedTask, kind_of
 from hsm.engine._transaction import begin
 from hsm.engine.clock import from_nanos
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
@@ -30,9 +31,9 @@ from persistence.executions import (
 )
 from persistence.proto.execution_pb2 import DeadLetterRow, ExecutionRow, ExecutionStatus, TaskRow
 from persistence.proto.hsm_pb2 import StateMachineTask
-from persistence.store import EngineStore, GetRequest, Item
+from persistence.store import EngineStore, Item
 
-__all__ = ["dead_letters", "execution_tree", "list_executions", "revived"]
+__all__ = ["ALL_ROWS", "OpenRegistry", "dead_letters", "execution_tree", "list_executions"]
 
 _LIFECYCLE: Final = {
     ExecutionStatus.EXECUTION_STATUS_COMPLETED: Lifecycle.COMPLETED,
@@ -40,7 +41,9 @@ _LIFECYCLE: Final = {
     ExecutionStatus.EXECUTION_STATUS_TERMINATED: Lifecycle.TERMINATED,
 }
 
-_ALL_ROWS: Final = 2**31 - 1
+ALL_ROWS: Final = 2**31 - 1
+# What waits for its next try is among the first timers of its shard.
+_ROWS_TO_LOOK_AT: Final = 10_000
 
 
 class _UnknownDefinition:
@@ -56,7 +59,7 @@ class _UnknownDefinition:
         return f"{len(data)} bytes, of a type that is not registered"
 
 
-class _OpenRegistry(Registry):
+class OpenRegistry(Registry):
     """A registry of all types of machines there can be, so that any tree can be looked at."""
 
     def __init__(self, known: Registry) -> None:
@@ -123,25 +126,23 @@ async def execution_tree(
 ) -> ExecutionTree:
     """One execution with all its machines and their pending tasks.
 
-    A retry moves the row of a timer; `in_memory` knows where, if this process has it.
+    The row of a task may have moved; `in_memory` knows where, if this process has it.
     """
     key = await executions.resolve(key)
     partition = executions.partition(key)
     described: list[NodeInfo] = []
     try:
         # Not the tree in memory, which leaves out what is not registered.
-        execution = await load_execution(store, _OpenRegistry(registry), key, partition, _ALL_ROWS)
+        execution = await load_execution(store, OpenRegistry(registry), key, partition, ALL_ROWS)
         begin(execution, reading=True)
         terminated = execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED
         for node, tasks in _describe(execution.root):
-            pending: list[PendingTask] = []
             # Those of a terminated execution do not run any more, though its machines still name them.
-            for task in () if terminated else tasks:
-                moved = in_memory(task.id)
-                queue_row = task_row_key(key.namespace, task) if moved is None else moved.key
-                pending.append(await _pending(store, registry, partition, queue_row, task))
+            waiting = () if terminated else tasks
+            rows = await find_rows(store, partition, key, waiting, in_memory, limit=_ROWS_TO_LOOK_AT)
+            pending = tuple(_pending(registry, task, rows.get(task.id)) for task in waiting)
             state = node.state or ("" if node.path else execution.row.state)
-            described.append(attrs.evolve(node, state=state, tasks=tuple(pending)))
+            described.append(attrs.evolve(node, state=state, tasks=pending))
     except PersistenceError as error:
         raise translated(error) from error
     return ExecutionTree(_info_of(key, execution.row), tuple(described))
@@ -161,22 +162,18 @@ def _describe(root: Node) -> list[tuple[NodeInfo, tuple[StateMachineTask, ...]]]
     return described
 
 
-async def _pending(
-    store: EngineStore, registry: Registry, partition: str, key: str, task: StateMachineTask
-) -> PendingTask:
+def _pending(registry: Registry, task: StateMachineTask, item: Item | None) -> PendingTask:
     registration = registry.task(task.type)
     name = registration.task.type.name if registration is not None else str(task.type)
     kind = kind_of(task.kind)
-    found = await store.get(GetRequest(partition=partition, key=key))
-    if found.data is not None:
-        row = decode_row(TaskRow, key, found.data)
-        not_before = from_nanos(row.not_before_nanos) if row.not_before_nanos else None
-        return PendingTask(task.id, name, kind, row.failures, not_before, row.last_error)
-    dead = await store.get(GetRequest(partition=partition, key=dead_letter_key(task.id)))
-    if dead.data is not None:
-        letter = decode_row(DeadLetterRow, task.id, dead.data)
+    if item is None:
+        return PendingTask(task.id, name, kind)
+    if item.key == dead_letter_key(task.id):
+        letter = decode_row(DeadLetterRow, item.key, item.value)
         return PendingTask(task.id, name, kind, letter.task.failures, None, f"dead-lettered: {letter.error}")
-    return PendingTask(task.id, name, kind)
+    row = decode_row(TaskRow, item.key, item.value)
+    not_before = from_nanos(row.not_before_nanos) if row.not_before_nanos else None
+    return PendingTask(task.id, name, kind, row.failures, not_before, row.last_error)
 
 
 async def dead_letters(
@@ -213,14 +210,3 @@ def _dead_letter(registry: Registry, partition: str, item: Item) -> DeadLetter:
         partition=partition,
         etag=item.etag,
     )
-
-
-def revived(row: DeadLetterRow, partition: str) -> QueuedTask:
-    """The queue task that a dead letter becomes when it is replayed, with its attempts forgotten."""
-    if row.undecodable:
-        return QueuedTask.parse(partition, row.row_key, "", row.undecodable)
-    task = TaskRow()
-    task.CopyFrom(row.task)
-    task.failures = 0
-    task.not_before_nanos = 0
-    return QueuedTask.of_row(partition, row.row_key, "", task)

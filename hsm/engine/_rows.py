@@ -19,6 +19,7 @@ from persistence.proto.hsm_pb2 import (
     StateMachineTaskKind,
     VersionedTransition as VersionMessage,
 )
+from persistence.store import SetRequest
 
 __all__ = [
     "QueueKey",
@@ -52,6 +53,8 @@ class QueuedTask:
         pausing: whether it waits for its next try, rather than for a time that was asked for.
         run: what runs it now.
         spent: the row is gone, together with a write under this task.
+        instead: the row that takes the place of this one when the task is completed.
+        instead_etag: its etag, once it is written.
     """
 
     __slots__ = (
@@ -60,6 +63,8 @@ class QueuedTask:
         "due",
         "etag",
         "id",
+        "instead",
+        "instead_etag",
         "is_fresh",
         "is_timer",
         "key",
@@ -90,6 +95,8 @@ class QueuedTask:
         self.tries = 0
         self.pausing = False
         self.spent = False
+        self.instead: SetRequest | None = None
+        self.instead_etag = ""
         self._execution: ExecutionKey | None = None
         self._ref: Ref | None = None
 

@@ -48,8 +48,10 @@ class Shards:
         policies: Policies,
         run: Callable[[QueuedTask], None],
         rested: Callable[[], None],
+        taken: Callable[[str], Coroutine[None, None, None]] | None,
     ) -> None:
         self._store = store
+        self._taken = taken
         self._options = options
         self._rested = rested
         self._interval = nanos_of(options.poll_interval)
@@ -185,6 +187,8 @@ class Shards:
         self.loader.add(partition)
         self._unread.add(partition)
         self._unswept.add(partition)
+        if self._taken is not None:
+            self.spawn(partial(self._taken, partition))
 
     async def _leave(self, shard: int, patience: float) -> None:
         """Start nothing more of a shard, and wait a while for what runs."""

@@ -230,7 +230,7 @@ class Worker:
             self._loader.offer(task)
 
     async def _bury(self, task: QueuedTask, error: Exception) -> None:
-        """Move the row to the dead letters, in one transaction."""
+        """Move the row to the dead letters, and note that on the machine, in one transaction."""
         _log.warning("task %s is dead-lettered: %r", task.id, error)
         row = DeadLetterRow(
             row_key=task.key,
@@ -243,13 +243,22 @@ class Worker:
         else:
             row.task.CopyFrom(task.row)
             row.task.failures += 1
+        letter = SetRequest(
+            partition=task.partition, key=dead_letter_key(task.id), value=row.SerializeToString()
+        )
+        if task.row is not None:
+            task.instead = letter
+            try:
+                await self._executions.complete(task)
+            except RetryLaterError:
+                raise
+            except HSMError:
+                # The machine or the whole execution is gone, or cannot be read: only the row is left.
+                pass
+            else:
+                return
         await self._write(
-            [
-                DeleteRequest(partition=task.partition, key=task.key, etag=task.etag),
-                SetRequest(
-                    partition=task.partition, key=dead_letter_key(task.id), value=row.SerializeToString()
-                ),
-            ],
+            [DeleteRequest(partition=task.partition, key=task.key, etag=task.etag), letter],
         )
 
     async def _write(self, operations: Sequence[DeleteRequest | SetRequest]) -> str | None:

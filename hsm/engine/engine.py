@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,11 +15,13 @@ from typing import Final, Self, TypeVar
 from hsm.engine import _queries
 from hsm.engine._access import Access
 from hsm.engine._commit import Commit
-from hsm.engine._execution import Execution, decode_row
+from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions, translated
 from hsm.engine._operations import Operations
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
+from hsm.engine._repair import executions_to_repair, repair
+from hsm.engine._replay import replay
 from hsm.engine._rows import QueuedTask
 from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
@@ -29,16 +32,14 @@ from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
-from hsm.errors import StaleReferenceError
+from hsm.errors import ExecutionNotFoundError, StaleReferenceError
 from hsm.executor import AccessType
 from hsm.machine import Lifecycle, MachineType
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
 from persistence import errors as storage
-from persistence.executions import dead_letter_key
-from persistence.proto.execution_pb2 import DeadLetterRow
-from persistence.store import DeleteRequest, EngineStore, GetRequest, SetRequest
+from persistence.store import EngineStore
 
 __all__ = ["Engine"]
 
@@ -96,7 +97,14 @@ class Engine(Operations):
             self._executions, store, self._registry, options.clock.time_ns, self._new_id, options.delete_rows
         )
         self._shards = Shards(
-            store, shards, options, self._new_id, policies, self._spawn, self._wake_drainers
+            store,
+            shards,
+            options,
+            self._new_id,
+            policies,
+            self._spawn,
+            self._wake_drainers,
+            self._repair_shard if options.repair_shards else None,
         )
         self._dispatcher = self._shards.dispatcher
         self._worker = Worker(
@@ -285,24 +293,51 @@ class Engine(Operations):
         Raises:
             StaleReferenceError: it was replayed already.
         """
-        key = dead_letter_key(dead.task_id)
+        task = await replay(self._store, self._executions, dead, self._options.clock.time_ns())
+        self._shards.queued(task.partition, [task])
+
+    async def repair(self, key: ExecutionKey | None = None) -> int:
+        """Write anew the queue rows that pending tasks have lost; how many there were.
+
+        Commits lose none. They may be lost in a database that was changed by hand, damaged, or restored in
+        part: what the machines wait for is the truth, and is written into the queues again, with its attempts
+        forgotten.
+
+        Args:
+            key: the execution to look at; None for all of them, which reads the whole database.
+
+        Raises:
+            ExecutionNotFoundError: there is no such execution.
+        """
+        if key is not None:
+            return await self._repair(await self._executions.resolve(key))
+        return sum([await self._repair_all(partition) for partition in self._shards.partitions])
+
+    async def _repair_shard(self, partition: str) -> None:
+        await self._repair_all(partition)
+
+    async def _repair_all(self, partition: str) -> int:
+        count = 0
+        async for suspect in executions_to_repair(self._store, partition):
+            # Deleted since.
+            with contextlib.suppress(ExecutionNotFoundError):
+                count += await self._repair(suspect)
+        return count
+
+    async def _repair(self, key: ExecutionKey) -> int:
+        partition = self._executions.partition(key)
+        now = self._options.clock.time_ns()
         try:
-            found = await self._store.get(GetRequest(partition=dead.partition, key=key))
-            if found.data is None:
-                raise StaleReferenceError(f"dead letter {dead.task_id} is gone")
-            row = decode_row(DeadLetterRow, key, found.data)
-            task = _queries.revived(row, dead.partition)
-            task.etag = await self._store.multi(
-                [
-                    DeleteRequest(partition=dead.partition, key=key, etag=dead.etag),
-                    SetRequest(partition=dead.partition, key=task.key, value=task.value()),
-                ]
+            tasks = await repair(
+                self._store, self._registry, key, partition, now, in_memory=self._dispatcher.get
             )
-        except storage.ETagMismatchError as error:
-            raise StaleReferenceError(f"dead letter {dead.task_id} was replayed already") from error
         except storage.PersistenceError as error:
             raise translated(error) from error
-        self._shards.queued(dead.partition, [task])
+        for task in tasks:
+            # What it knew of its row is out of date.
+            self._dispatcher.discard(task.id)
+        self._shards.queued(partition, tasks)
+        return len(tasks)
 
     async def drain(self) -> None:
         """Return when no task runs and none could run now. Timers that are not due do not count."""

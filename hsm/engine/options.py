@@ -73,6 +73,8 @@ class EngineOptions:
         poll_interval: how soon tasks are seen that another process has written.
         lease_seconds: how long a process keeps its shards without a sign of life, at least 2; it gives one
             every third of that time.
+        repair_shards: whether lost queue rows are looked for (`Engine.repair`) in each shard that a process
+            takes over, which reads all its machines.
         cached_executions: trees kept in memory.
         loaded_nodes: rows of a tree that are read at once; a larger tree is loaded in parts.
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
@@ -97,6 +99,7 @@ class EngineOptions:
     timer_window: int = 1000
     poll_interval: timedelta = timedelta(milliseconds=500)
     lease_seconds: int = attrs.field(default=6, validator=attrs.validators.ge(2))
+    repair_shards: bool = False
     cached_executions: int = 10_000
     loaded_nodes: int = 128
     delete_rows: int = 100

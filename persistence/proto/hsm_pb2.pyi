@@ -273,6 +273,7 @@ class StateMachineTask(google.protobuf.message.Message):
     KIND_FIELD_NUMBER: builtins.int
     MACHINE_TRANSITION_COUNT_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
+    DEAD_FIELD_NUMBER: builtins.int
     id: builtins.str
     type: builtins.int
     data: builtins.bytes
@@ -280,6 +281,8 @@ class StateMachineTask(google.protobuf.message.Message):
     """The node's transition count when it asked for the task."""
     group: builtins.str
     """The group of its queue; empty for timers."""
+    dead: builtins.bool
+    """It is among the dead letters, and runs only if somebody replays it."""
     @property
     def kind(self) -> global___StateMachineTaskKind: ...
     def __init__(
@@ -291,8 +294,9 @@ class StateMachineTask(google.protobuf.message.Message):
         kind: global___StateMachineTaskKind | None = ...,
         machine_transition_count: builtins.int = ...,
         group: builtins.str = ...,
+        dead: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["kind", b"kind"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "group", b"group", "id", b"id", "kind", b"kind", "machine_transition_count", b"machine_transition_count", "type", b"type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "dead", b"dead", "group", b"group", "id", b"id", "kind", b"kind", "machine_transition_count", b"machine_transition_count", "type", b"type"]) -> None: ...
 
 global___StateMachineTask = StateMachineTask
