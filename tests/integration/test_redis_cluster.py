@@ -220,7 +220,7 @@ async def test_node_that_is_gone_takes_only_its_partitions_along(cluster: Valkey
         )
         failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         assert all(isinstance(error, StoreUnavailableError) for error in failed)
-        assert failed
+        assert 0 < len(failed) < len(PARTITIONS)
         cluster.nodes[1].start()
         for partition in PARTITIONS:
             await eventually(partial(goes_on, store, partition))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from types import NoneType
 from typing import Any, Final
 
 import pytest
@@ -196,6 +197,23 @@ async def test_foreign_key_in_the_place_of_a_row_is_named_and_kept(
     assert name in str(outcomes[1])
     assert await raw.lrange(name, 0, -1) == [b"theirs"]
     assert [item.key async for item in store.scan("p", "", "")] == ["a", "d"]
+
+
+@BOTH
+async def test_foreign_keys_fail_those_who_read_them_and_nobody_else(
+    store: RedisStore, url: str, raw: Redis
+) -> None:
+    names = {kind: f"{prefix_of(url)}{{p}}r:{kind}" for kind in ("string", "list")}
+    await store.multi([put("a")])
+    await raw.set(names["string"], "theirs")
+    await raw.rpush(names["list"], "theirs")
+    asked = ("a", "string", "list", "absent")
+    outcomes = await asyncio.gather(*(get(store, key) for key in asked), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [bytes, StoreCorruptError, StoreCorruptError, NoneType]
+    for kind, outcome in zip(names, outcomes[1:3], strict=True):
+        assert names[kind] in str(outcome)
+        with pytest.raises(StoreCorruptError, match=kind):
+            await get(store, kind)
 
 
 @BOTH

@@ -27,7 +27,7 @@ from persistence.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["describe", "is_moving", "surely_not_written", "translate"]
+__all__ = ["describe", "is_moving", "is_of_another_kind", "surely_not_written", "translate"]
 
 # A script in a slot that is moving away, which asks for a key that has gone already.
 _GONE_KEY: Final = "non local key"
@@ -57,6 +57,11 @@ def describe(error: BaseException) -> str:
 def is_moving(error: object) -> bool:
     """Whether the keys are on their way to another node, and a later try will find them together."""
     return isinstance(error, TryAgainError) or (isinstance(error, ResponseError) and _GONE_KEY in str(error))
+
+
+def is_of_another_kind(error: RedisError) -> bool:
+    """Whether a key is of a kind that we never make in its place."""
+    return "WRONGTYPE" in str(error)
 
 
 def surely_not_written(error: RedisError) -> bool:

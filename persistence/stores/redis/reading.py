@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -17,10 +17,11 @@ from persistence.errors import (
     StoreCorruptError,
     StoreUnavailableError,
 )
+from persistence.gathering import Rows
 from persistence.paging import Page, Window
 from persistence.store import GetResponse, Item
 from persistence.stores.redis.dispatch import Outcome, Request, carry, dispatch
-from persistence.stores.redis.failures import translate
+from persistence.stores.redis.failures import is_of_another_kind, translate
 from persistence.stores.redis.layout import Layout, MalformedRowError, read_row
 from persistence.stores.redis.links import Command, Dialer, Link, LinkLostError, Reply
 from persistence.stores.redis.nodes import Nodes, OneNode
@@ -45,26 +46,63 @@ class Reader:
         self._turn = asyncio.Semaphore(connections)
         self._closed = False
 
-    async def rows(self, slots: Sequence[Slot]) -> Mapping[Slot, GetResponse]:
-        """Read rows at once; absent and expired ones are left out."""
+    async def rows(self, slots: Sequence[Slot]) -> Rows:
+        """Read rows; absent and expired ones are left out, an error stands in the place of its row."""
+        if len(slots) == 1:
+            return await self._one_by_one(slots)
         groups: dict[str, list[Slot]] = {}
         for slot in slots:
             # One command reads keys of any partitions, but in a cluster of one only.
             groups.setdefault("" if isinstance(self._nodes, OneNode) else slot[0], []).append(slot)
-        requests = [
-            Request(
-                self._layout.hash_slot(group[0][0]),
-                [b"MGET", *(self._layout.row(partition, key) for partition, key in group)],
-            )
-            for group in groups.values()
-        ]
-        found: dict[Slot, GetResponse] = {}
-        for group, reply in zip(groups.values(), await self.ask(requests), strict=True):
-            assert isinstance(reply, Sequence)  # so MGET answers
-            for slot, row in zip(group, reply, strict=True):
-                if isinstance(row, bytes):
-                    found[slot] = self._row(slot, row)
-        return found
+        requests: list[Request] = []
+        for group in groups.values():
+            keys = [self._layout.row(*slot) for slot in group]
+            # To MGET a key of another kind is an absent one; to EXISTS it is not.
+            requests += [
+                Request(self._layout.hash_slot(group[0][0]), (word, *keys)) for word in (b"MGET", b"EXISTS")
+            ]
+        outcomes = await self._carry_out(requests)
+        found: dict[Slot, GetResponse | PersistenceError] = {}
+        doubtful: list[Slot] = []
+        for group, request, rows, present in zip(
+            groups.values(), requests[::2], outcomes[::2], outcomes[1::2], strict=True
+        ):
+            if not isinstance(rows, list):
+                found |= {slot: self._found(slot, request, rows) for slot in group}
+                continue
+            absent = [slot for slot, row in zip(group, rows, strict=True) if row is None]
+            found |= {
+                slot: self._found(slot, request, row)
+                for slot, row in zip(group, rows, strict=True)
+                if row is not None
+            }
+            if present != len(group) - len(absent):
+                doubtful += absent
+        return found | await self._one_by_one(doubtful) if doubtful else found
+
+    async def _one_by_one(self, slots: Sequence[Slot]) -> dict[Slot, GetResponse | PersistenceError]:
+        layout = self._layout
+        requests = [Request(layout.hash_slot(slot[0]), (b"GET", layout.row(*slot))) for slot in slots]
+        return {
+            slot: self._found(slot, request, outcome)
+            for slot, request, outcome in zip(slots, requests, await self._carry_out(requests), strict=True)
+            if outcome is not None
+        }
+
+    def _found(self, slot: Slot, request: Request, outcome: Outcome) -> GetResponse | PersistenceError:
+        """What an answer says of a row."""
+        if isinstance(outcome, bytes):
+            try:
+                return self._row(slot, outcome)
+            except StoreCorruptError as corrupt:
+                return corrupt
+        if isinstance(outcome, PersistenceError):
+            return outcome
+        assert isinstance(outcome, RedisError)  # rows are answered with bytes
+        foreign = is_of_another_kind(outcome)
+        error = self._corrupt(slot) if foreign else translate(outcome, self._where(request))
+        error.__cause__ = outcome
+        return error
 
     async def page(self, window: Window, rows: int) -> Page:
         """Read at most so many rows from the beginning of a window, fewer if their values are large."""
@@ -153,22 +191,20 @@ class Reader:
             StoreCorruptError: what it has is not ours.
             CommitOutcomeUnknownError: the connection broke, and it must not be sent twice.
         """
-
-        async def send(address: Address, some: Sequence[Request]) -> Sequence[Outcome]:
-            return await self._send(address, some, attempts)
-
         replies: list[Reply] = []
-        for request, outcome in zip(
-            requests,
-            await dispatch(self._nodes, requests, send, self._dialer.request_seconds),
-            strict=True,
-        ):
+        for request, outcome in zip(requests, await self._carry_out(requests, attempts), strict=True):
             if isinstance(outcome, PersistenceError):
                 raise outcome
             if isinstance(outcome, RedisError):
                 raise translate(outcome, self._where(request)) from outcome
             replies.append(outcome)
         return replies
+
+    async def _carry_out(self, requests: Sequence[Request], attempts: int = _ATTEMPTS) -> list[Outcome]:
+        async def send(address: Address, some: Sequence[Request]) -> Sequence[Outcome]:
+            return await self._send(address, some, attempts)
+
+        return await dispatch(self._nodes, requests, send, self._dialer.request_seconds)
 
     async def ping(self) -> None:
         """Return if every node answers.
@@ -240,13 +276,19 @@ class Reader:
         try:
             return read_row(row)
         except MalformedRowError as error:
-            raise StoreCorruptError(
-                f"key {self._layout.row(*slot)!r} in Redis, the place of key {slot[1]!r} in partition"
-                f" {slot[0]!r}, holds no row of ours"
-            ) from error
+            raise self._corrupt(slot) from error
+
+    def _corrupt(self, slot: Slot) -> PersistenceError:
+        return StoreCorruptError(
+            f"key {self._layout.row(*slot)!r} in Redis, the place of key {slot[1]!r} in partition"
+            f" {slot[0]!r}, holds no row of ours"
+        )
 
     def _where(self, request: Request) -> str:
-        return self._dialer.where(self._nodes.address(request.slot))
+        try:
+            return self._dialer.where(self._nodes.address(request.slot))
+        except StoreUnavailableError:
+            return "no node"
 
     async def aclose(self) -> None:
         """Close the connections."""

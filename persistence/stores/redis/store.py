@@ -14,10 +14,11 @@ from persistence.batcher import in_task
 from persistence.cleaning import Cleaner
 from persistence.decision import Slot
 from persistence.errors import FeatureMissingError, StoreClosedError, StoreUnavailableError
+from persistence.gathering import Rows
 from persistence.options import check_partition, check_text, prefix_end
 from persistence.paging import Page, Window
 from persistence.server import ServerStore
-from persistence.store import Change, Feature, GetResponse, Limits
+from persistence.store import Change, Feature, Limits
 from persistence.stores.redis.layout import Layout
 from persistence.stores.redis.links import Dialer, Link
 from persistence.stores.redis.listening import Listeners
@@ -180,7 +181,7 @@ class RedisStore(ServerStore):
         slots: Sequence[Slot],
         *,
         eventual: bool,  # noqa: ARG002  a master answers as fast as a replica
-    ) -> Mapping[Slot, GetResponse]:
+    ) -> Rows:
         return await self._opened().reader.rows(slots)
 
     async def _read_page(self, window: Window, rows: int) -> Page:
