@@ -315,7 +315,9 @@ def main() -> None:
         except AssertionError as error:
             print(f"the audit has found: {error}")
             return
-        sys.exit("the audit has found nothing, though executions were written without a look at their version")
+        sys.exit(
+            "the audit has found nothing, though executions were written without a look at their version"
+        )
     rows += [run(kind, arguments, faults) for kind in kinds]
     print(table(rows))
 

@@ -32,7 +32,7 @@ class _Array:
             if items
             else _EMPTY.pack(0, 0, self.item_type)
         )
-        self.packed = header + b"".join(items)
+        self.packed: bytes = header + b"".join(items)
 
 
 def _sized(item: bytes) -> bytes:

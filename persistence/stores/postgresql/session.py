@@ -85,7 +85,7 @@ class Session:
         self.connection: Final = connection
         self._exchange: Final = Exchange(connection, prepare=prepare)
         self.where: Final = where
-        self.hung = False
+        self.hung: bool = False
 
     @property
     def lost(self) -> bool:

@@ -44,7 +44,7 @@ class Statements:
             plain = {key for key in self._texts if key.endswith("-plain")}
             self._texts |= {key.removesuffix("-plain"): self._texts[key] for key in plain}
         self._encoded = {key: text.encode() for key, text in self._texts.items()}
-        self.windowed = functools.cache(self._windowed)
+        self._cached_window = functools.cache(self._windowed)
 
     def __getitem__(self, name: str) -> bytes:
         return self._encoded[name]
@@ -61,7 +61,7 @@ class Statements:
 
     def window(self, name: str, window: Window) -> tuple[bytes, tuple[str, ...]]:
         """The statement for a window, and its parameters up to the number of rows."""
-        statement = self.windowed(name, window.reverse, window.after, bool(window.end))
+        statement = self._cached_window(name, window.reverse, window.after, bool(window.end))
         if window.end:
             return statement, (window.partition, window.start, window.end)
         return statement, (window.partition, window.start)

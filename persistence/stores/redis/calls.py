@@ -42,10 +42,10 @@ class Call:
         self.partition = partition
         self.id = identity
         self.members: list[int] = []
-        self.request = Request(layout.hash_slot(partition), ())
-        self.strong = False
+        self.request: Request = Request(layout.hash_slot(partition), ())
+        self.strong: bool = False
         self.unreplicated = ""
-        self.log = layout.log(partition, f"{lane}.{number}")
+        self.log: bytes = layout.log(partition, f"{lane}.{number}")
         self._layout = layout
         self._prefix = layout.row_prefix(partition)
         self._numbers: dict[str, int] = {}

@@ -33,9 +33,9 @@ class Request:
     __slots__ = ("asking", "command", "follow", "slot")
 
     def __init__(self, slot: int, command: Command, *, follow: bool = True) -> None:
-        self.slot = slot
-        self.command = command
-        self.follow = follow
+        self.slot: int = slot
+        self.command: Command = command
+        self.follow: bool = follow
         self.asking: Address | None = None
 
 

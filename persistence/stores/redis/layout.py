@@ -21,6 +21,7 @@ A row is 16 hexadecimal digits of etag, one character that says what follows, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
@@ -48,8 +49,8 @@ class Layout:
         self._prefix = prefix
         self._database = database
         # Names are asked for with every request, and there are few partitions at a time.
-        self.base = lru_cache(maxsize=4096)(self._base)
-        self.hash_slot = lru_cache(maxsize=4096)(self._hash_slot)
+        self.base: Callable[[str], bytes] = lru_cache(maxsize=4096)(self._base)
+        self.hash_slot: Callable[[str], int] = lru_cache(maxsize=4096)(self._hash_slot)
 
     def _base(self, partition: str) -> bytes:
         """What all keys of a partition begin with."""

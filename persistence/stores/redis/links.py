@@ -51,7 +51,7 @@ class LinkLostError(Exception):
         super().__init__(describe(cause))
         self.replies = replies
         self.timed_out = timed_out
-        self.__cause__ = cause
+        self.__cause__: BaseException | None = cause
 
 
 class _Reading(Protocol):
@@ -181,8 +181,8 @@ class Dialer:
     def __init__(self, target: Target, options: RedisOptions) -> None:
         self._target = target
         self._options = options
-        self.request_seconds = options.request_timeout.total_seconds()
-        self.connect_seconds = options.connect_timeout.total_seconds()
+        self.request_seconds: float = options.request_timeout.total_seconds()
+        self.connect_seconds: float = options.connect_timeout.total_seconds()
 
     def where(self, address: Address) -> str:
         """A node as messages name it."""
