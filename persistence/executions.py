@@ -58,6 +58,7 @@ __all__ = [
     "segment",
     "shard_of",
     "shard_of_bell",
+    "shard_of_partition",
     "shard_owner_key",
     "shard_partition",
     "timer_key",
@@ -99,6 +100,11 @@ def shard_of(namespace: str, id_: str, count: int) -> int:
 def shard_partition(shard: int) -> str:
     """The partition of a shard."""
     return f"exec/{shard}"
+
+
+def shard_of_partition(partition: str) -> int:
+    """The shard of a partition that `shard_partition` has named."""
+    return int(partition.removeprefix("exec/"))
 
 
 def member_key(member: str) -> str:

@@ -9,6 +9,16 @@ from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, 
 from hsm.engine.options import Backoff, EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.engine.rates import Rate
+from hsm.engine.telemetry import (
+    CommitInfo,
+    Gauges,
+    Outcome,
+    RunObserver,
+    TaskRun,
+    Telemetry,
+    TraceContext,
+    current_trace,
+)
 
 __all__ = [
     "Backoff",
@@ -16,6 +26,7 @@ __all__ = [
     "BreakerState",
     "Cancellable",
     "Clock",
+    "CommitInfo",
     "ConflictPolicy",
     "DeadLetter",
     "DeadlineQueue",
@@ -23,11 +34,18 @@ __all__ = [
     "EngineOptions",
     "ExecutionInfo",
     "ExecutionTree",
+    "Gauges",
     "NodeInfo",
+    "Outcome",
     "PendingTask",
     "QueueInfo",
     "Rate",
     "ReusePolicy",
+    "RunObserver",
     "SystemClock",
+    "TaskRun",
+    "Telemetry",
     "TimerHandle",
+    "TraceContext",
+    "current_trace",
 ]

@@ -5,10 +5,10 @@ It only saves time. A ring that is lost is made up for by the poll of the shard'
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Final, TypeAlias
 
+from hsm.engine._logs import engine_logger
 from persistence.errors import PersistenceError
 from persistence.executions import SETTINGS_PARTITION, bell_key, shard_of_bell
 from persistence.features import require
@@ -16,7 +16,7 @@ from persistence.store import ChangeKind, EngineStore, Feature, SetRequest, Watc
 
 __all__ = ["Bell"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 _OWNERS: Final = "s/"
 _Work: TypeAlias = Callable[[], Coroutine[None, None, None]]
 

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from hsm.engine._table import RowTable, row_segments
+from hsm.engine.telemetry import TraceContext
 from hsm.errors import ExecutionNotFoundError, SerializationError
 from hsm.machine import VersionedTransition
 from hsm.ref import ExecutionKey
@@ -50,6 +51,7 @@ class Execution:
         owner: the asyncio task that holds the lock over an await of its own.
         stale: the object is out of the cache and must not be used again.
         held: it is terminated or paused: more than its tree decides about what may be done.
+        trace: of the commit that is being made; goes into the rows of its tasks.
     """
 
     __slots__ = (
@@ -67,6 +69,7 @@ class Execution:
         "row_key",
         "stale",
         "table",
+        "trace",
     )
 
     def __init__(self, key: ExecutionKey, partition: str, root: Node, row: ExecutionRow) -> None:
@@ -83,6 +86,7 @@ class Execution:
         self.owner: asyncio.Task[Any] | None = None
         self.stale = False
         self.held = is_held(row)
+        self.trace: TraceContext | None = None
 
     @property
     def version(self) -> VersionedTransition:

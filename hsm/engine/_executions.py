@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
 from hsm.engine._commit import Commit, Removed, find_removed
@@ -49,6 +50,7 @@ __all__ = ["Executions", "translated"]
 ResultT = TypeVar("ResultT")
 
 _EVICTED_AT_ONCE: Final = 2
+_UNOBSERVED: Final = nullcontext()
 _WHOLE_TREE: Final = MissingPart((), subtree=True)
 
 
@@ -304,6 +306,10 @@ class Executions:
             return await load_part(self._store, execution, part)
         except storage.PersistenceError as error:
             raise translated(error) from error
+
+    def observed(self, _: Execution, /) -> AbstractContextManager[None]:
+        """Entered around a commit of an execution, for those who tell of it."""
+        return _UNOBSERVED
 
     async def load_whole(self, execution: Execution) -> bool:
         """Load all that is not loaded; False if the execution has moved on meanwhile."""

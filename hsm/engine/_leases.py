@@ -17,6 +17,7 @@ from typing import Final
 import attrs
 
 from hsm.engine._execution import decode_row
+from hsm.engine._logs import engine_logger
 from hsm.engine._processes import Presence, is_gone
 from hsm.engine.clock import Clock
 from hsm.errors import SerializationError
@@ -43,7 +44,7 @@ from persistence.store import (
 
 __all__ = ["Leases", "keep", "owner_of"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 _FIRST_WRITE: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
 _RENEWALS: Final = 3
 # A process must be the first to believe that its lease is over.

@@ -142,7 +142,7 @@ class Planner:
         kind = task.kind
         write_kind(message.kind, kind)
         tasks.append(message)
-        queued = QueuedTask.fresh(self.partition, message, ref, task, kind)
+        queued = QueuedTask.fresh(self.partition, message, ref, task, kind, self.execution.trace)
         self.write(queued.key, queued.value())
         self.commit.queued.append(queued)
         self.commit.decoded[task_id] = task

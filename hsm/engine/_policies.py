@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 import attrs
 
+from hsm.engine._logs import engine_logger
 from hsm.engine._rows import QueueKey
 from hsm.engine.breaker import Breaker
 from hsm.engine.options import Backoff, EngineOptions
@@ -16,7 +16,7 @@ from hsm.task import Task
 
 __all__ = ["Policies"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 _AnswerT = TypeVar("_AnswerT")
 _Function = Callable[[str, str, str], _AnswerT | None]
 

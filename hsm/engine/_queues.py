@@ -131,6 +131,11 @@ class Dispatcher:
         """Whether tasks are run: not before `start`, nor after `stop`."""
         return self._started
 
+    @property
+    def waiting(self) -> int:
+        """Tasks in memory that wait for their time."""
+        return len(self._delayed)
+
     def get(self, task_id: str) -> QueuedTask | None:
         """A task that is held in memory."""
         return self._tasks.get(task_id)
@@ -146,7 +151,7 @@ class Dispatcher:
 
     def infos(self) -> list[QueueInfo]:
         """The queues as they are now."""
-        return [_info(queue) for queue in self._queues.values()]
+        return [_info(queue) for queue in list(self._queues.values())]
 
     def start(self) -> None:
         """Begin to run what has been offered."""

@@ -6,13 +6,13 @@ the help of somebody else: by hand, or by a database that was damaged or restore
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from hsm.engine._execution import Execution, load_execution
+from hsm.engine._logs import engine_logger
 from hsm.engine._lookup import find_rows, home_keys
 from hsm.engine._queries import ALL_ROWS, OpenRegistry
 from hsm.engine._rows import QueuedTask, task_row
@@ -28,7 +28,7 @@ from persistence.store import CheckRequest, Concurrency, EngineStore, GetRequest
 
 __all__ = ["executions_to_repair", "repair"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 _FIRST_WRITE: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
 _KEYS_AT_ONCE: Final = 200
 

@@ -6,6 +6,7 @@ import asyncio
 
 from hsm.engine._execution import decode_row
 from hsm.engine.clock import from_nanos, to_nanos
+from hsm.engine.telemetry import TraceContext
 from hsm.errors import HSMError, NotRegisteredError, SerializationError
 from hsm.machine import Key, VersionedTransition
 from hsm.ref import ExecutionKey, Ref
@@ -102,10 +103,18 @@ class QueuedTask:
 
     @classmethod
     def fresh(
-        cls, partition: str, pending: StateMachineTask, ref: Ref, task: Task, kind: TaskKind
+        cls,
+        partition: str,
+        pending: StateMachineTask,
+        ref: Ref,
+        task: Task,
+        kind: TaskKind,
+        trace: TraceContext | None = None,
     ) -> QueuedTask:
         """The queue task of a task that the node of `ref` has asked for; its etag comes with the commit."""
         row = task_row(pending, ref)
+        if trace is not None:
+            row.traceparent, row.tracestate = trace
         namespace, group = ref.execution.namespace, pending.group
         destination = kind.destination if isinstance(kind, OutboundKind) else None
         due = 0

@@ -11,6 +11,7 @@ from typing import Final
 from hsm.engine._bell import Bell
 from hsm.engine._leases import Leases, keep
 from hsm.engine._loader import Loader
+from hsm.engine._logs import engine_logger
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
@@ -23,9 +24,9 @@ from persistence.store import EngineStore
 
 __all__ = ["Shards"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 # Of its own, for programs that tell of an outage in another way.
-_outage_log: Final = logging.getLogger("hsm.engine.outages")
+_outage_log: Final = engine_logger("hsm.engine.outages")
 # A store that does not answer yet keeps nobody from going on.
 _FIRST_LOOK_SECONDS: Final = 2.0
 

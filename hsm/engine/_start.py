@@ -190,7 +190,6 @@ class Starter:
             if start.on_start is not None:
                 start.results.append(start.on_start(execution.root))
             execution.root._state.check()
-            commit = executions.plan(execution, now)
             row = CurrentRun(run_id=key.run_id, request_id=start.request_id)
             current = SetRequest(
                 partition=partition,
@@ -199,13 +198,15 @@ class Starter:
                 etag=current_etag,
                 options=_FIRST_WRITE,
             )
-            operations = commit.operations
-            first = operations[0]
-            if start.key.run_id and isinstance(first, SetRequest):
-                # Somebody else may have used this run id before.
-                operations[0] = attrs.evolve(first, options=_FIRST_WRITE)
-            seal(execution)
-            etag = await self._store.multi([current, *before, *operations])
+            with executions.observed(execution):
+                commit = executions.plan(execution, now)
+                operations = commit.operations
+                first = operations[0]
+                if start.key.run_id and isinstance(first, SetRequest):
+                    # Somebody else may have used this run id before.
+                    operations[0] = attrs.evolve(first, options=_FIRST_WRITE)
+                seal(execution)
+                etag = await self._store.multi([current, *before, *operations])
             for _, other in others:
                 other.done(etag)
             commit.done(etag)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 from hsm.engine._execution import decode_row
+from hsm.engine._logs import engine_logger, of_partition
 from hsm.engine._rows import task_row_key
 from hsm.errors import SerializationError
 from persistence.errors import ETagMismatchError
@@ -16,7 +16,7 @@ from persistence.store import DeleteRequest, EngineStore, Item, Operation
 
 __all__ = ["sweep"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 _ROWS_A_COMMIT = 100
 
 
@@ -27,7 +27,7 @@ async def sweep(store: EngineStore, partition: str) -> None:
         try:
             row = decode_row(TombstoneRow, tombstone.key, tombstone.value)
         except SerializationError as error:
-            _log.error("a tombstone is left alone: %s", error)
+            _log.error("a tombstone is left alone: %s", error, extra=of_partition(partition))
             continue
         key = row.execution
         start = node_prefix(key.namespace, key.id, key.run_id) + row.segments
@@ -48,7 +48,7 @@ async def _delete(store: EngineStore, partition: str, tombstone: TombstoneRow, b
         try:
             node = decode_row(StateMachineNode, item.key, item.value)
         except SerializationError as error:
-            _log.error("a row of a deleted machine is left behind: %s", error)
+            _log.error("a row of a deleted machine is left behind: %s", error, extra=of_partition(partition))
             continue
         # A row that is younger belongs to a machine that was added again under the same key.
         if node.ordinal >= tombstone.before_ordinal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -11,10 +10,12 @@ from typing import Final
 from hsm.engine._executions import Executions, translated
 from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
+from hsm.engine._logs import engine_logger, of_task
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, decode_task, kind_of
 from hsm.engine.options import EngineOptions
+from hsm.engine.telemetry import Outcome
 from hsm.errors import (
     DestinationDownError,
     Disposition,
@@ -34,7 +35,7 @@ from persistence.store import DeleteRequest, EngineStore, SetRequest
 
 __all__ = ["Worker"]
 
-_log: Final = logging.getLogger("hsm.engine")
+_log: Final = engine_logger()
 _MAX_ERROR_TEXT: Final = 4000
 _NANOS: Final = 10**9
 _LONGEST_PAUSE: Final = 36_525 * 86_400 * _NANOS  # a century: an int64 holds the sum with any present time
@@ -77,20 +78,28 @@ class Worker:
             error = await self._execute(task)
             self._dispatcher.report(task, error)
             if error is None and task.spent:
+                self._ended(Outcome.ACKNOWLEDGED)
                 self._dispatcher.finish(task)
                 return
             await self._conclude(task, error)
         except asyncio.CancelledError as cancelled:
             if not self._dispatcher.started:
                 # The engine is closing; the row stays for the next one.
+                self._ended(Outcome.CANCELLED)
                 self._dispatcher.finish(task)
                 raise
-            _log.warning("the run of task %s was cancelled, not by the engine; it is tried again", task.id)
+            _log.warning(
+                "the run of task %s was cancelled, not by the engine; it is tried again",
+                task.id,
+                extra=of_task(task),
+            )
             self._dispatcher.report(task, cancelled)
             self._wait(task, cancelled)
         except Exception as failure:  # noqa: BLE001 - it is logged, with its traceback
             # One task must not take the engine with it.
-            _log.exception("the end of task %s cannot be written down; it is tried again", task.id)
+            _log.exception(
+                "the end of task %s cannot be written down; it is tried again", task.id, extra=of_task(task)
+            )
             self._wait(task, failure)
 
     async def _execute(self, task: QueuedTask) -> Exception | None:
@@ -157,12 +166,21 @@ class Worker:
         if task.spent:
             # The machine has moved on with the task; there is no row left to retry.
             if error is not None and answer not in {Disposition.ACKNOWLEDGE, Disposition.DROP}:
-                _log.error("task %s failed after its state was written: %r", task.id, error, exc_info=error)
+                _log.error(
+                    "task %s failed after its state was written: %r",
+                    task.id,
+                    error,
+                    exc_info=error,
+                    extra=of_task(task),
+                )
+            self._ended(Outcome.ACKNOWLEDGED, error)
             self._dispatcher.finish(task)
             return
         try:
             if answer is Disposition.ACKNOWLEDGE or answer is Disposition.DROP:
                 await self._acknowledge(task)
+                outcome = Outcome.DROPPED if answer is Disposition.DROP else Outcome.ACKNOWLEDGED
+                self._ended(outcome, error)
                 self._dispatcher.finish(task)
             elif answer is Disposition.RETRY_UNCOUNTED and error is not None:
                 self._wait(task, error, asked)
@@ -173,10 +191,14 @@ class Worker:
                 raise
             self._wait(task, failure, failure.retry_after)
 
+    def _ended(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """What becomes of a task is settled; for those who tell of it."""
+
     def _wait(self, task: QueuedTask, error: BaseException, asked: timedelta | None = None) -> None:
         """Try again later, without a trace in the store: nothing is wrong with the task."""
-        _log.debug("task %s has to wait: %r", task.id, error)
+        _log.debug("task %s has to wait: %r", task.id, error, extra=of_task(task))
         task.tries += 1
+        self._ended(Outcome.POSTPONED, error)
         pause = self._pause(task, error, task.tries, asked)
         self._dispatcher.delay(task, self._options.clock.time_ns() + pause)
 
@@ -207,9 +229,10 @@ class Worker:
         failures = (task.row.failures if task.row is not None else 0) + 1
         if task.row is None or answer is Disposition.DEAD_LETTER or failures >= self._options.max_attempts:
             await self._bury(task, error)
+            self._ended(Outcome.DEAD_LETTERED, error)
             self._dispatcher.finish(task)
             return
-        _log.info("task %s failed, attempt %d: %r", task.id, failures, error)
+        _log.info("task %s failed, attempt %d: %r", task.id, failures, error, extra=of_task(task))
         row = TaskRow()
         row.CopyFrom(task.row)
         row.failures = failures
@@ -224,6 +247,7 @@ class Worker:
                 SetRequest(partition=task.partition, key=key, value=row.SerializeToString()),
             ],
         )
+        self._ended(Outcome.RETRIED, error)
         self._dispatcher.finish(task)
         if etag is not None:
             task.replace(key, etag, row)
@@ -231,7 +255,7 @@ class Worker:
 
     async def _bury(self, task: QueuedTask, error: Exception) -> None:
         """Move the row to the dead letters, and note that on the machine, in one transaction."""
-        _log.warning("task %s is dead-lettered: %r", task.id, error)
+        _log.warning("task %s is dead-lettered: %r", task.id, error, extra=of_task(task))
         row = DeadLetterRow(
             row_key=task.key,
             error_type=type(error).__qualname__,

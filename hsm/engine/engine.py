@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 from hsm.engine import _queries
 from hsm.engine._access import Access
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions, translated
+from hsm.engine._observed import EngineGauges, ObservedExecutions, ObservedWorker, harmlessly, use
 from hsm.engine._operations import Operations
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
@@ -44,8 +44,6 @@ from persistence.store import EngineStore
 __all__ = ["Engine"]
 
 ResultT = TypeVar("ResultT")
-
-_log: Final = logging.getLogger("hsm.engine")
 
 
 class Engine(Operations):
@@ -79,6 +77,9 @@ class Engine(Operations):
         self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
         self._drainers: list[asyncio.Future[None]] = []
         self._closing = False
+        self._gauges: EngineGauges | None = None
+        if self._options.telemetry is not None:
+            self._context.run(use, self._options.telemetry)
         self._executions: Executions
         self._dispatcher: Dispatcher
         self._shards: Shards
@@ -91,7 +92,11 @@ class Engine(Operations):
             shards = await shard_count(store, options.shard_count, create=options.create)
         except storage.PersistenceError as error:
             raise translated(error) from error
-        self._executions = Executions(store, self._registry, options, self._ids, shards, self._committed)
+        telemetry = options.telemetry
+        executions, worker = (
+            (Executions, Worker) if telemetry is None else (ObservedExecutions, ObservedWorker)
+        )
+        self._executions = executions(store, self._registry, options, self._ids, shards, self._committed)
         policies = Policies(options)
         self._starter = Starter(
             self._executions, store, self._registry, options.clock.time_ns, self._new_id, options.delete_rows
@@ -107,7 +112,7 @@ class Engine(Operations):
             self._repair_shard if options.repair_shards else None,
         )
         self._dispatcher = self._shards.dispatcher
-        self._worker = Worker(
+        self._worker = worker(
             self,
             store,
             self._registry,
@@ -118,6 +123,9 @@ class Engine(Operations):
             self._shards.loader,
         )
         await self._shards.open(run_tasks=self._run_tasks)
+        if telemetry is not None:
+            self._gauges = gauges = EngineGauges(self._shards)
+            harmlessly(lambda: telemetry.opened(gauges))
         return self
 
     async def __aexit__(
@@ -140,6 +148,9 @@ class Engine(Operations):
                 self._worker.close()
                 await self._shards.close()
                 self._wake_drainers()
+                telemetry, gauges = self._options.telemetry, self._gauges
+                if telemetry is not None and gauges is not None:
+                    harmlessly(lambda: telemetry.closed(gauges))
 
     def now(self) -> datetime:
         """The present time, by the engine's clock."""

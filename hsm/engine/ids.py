@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from typing import Final
 
-__all__ = ["IdSource"]
+__all__ = ["IdSource", "made_at"]
 
 _NANOS_PER_MILLISECOND: Final = 1_000_000
 _RANDOM_BITS: Final = 80
+_TIME_DIGITS: Final = 12
 
 
 class IdSource:
@@ -32,3 +33,11 @@ class IdSource:
         else:
             self._last += 1 + self._random.getrandbits(32)
         return f"{self._last:032x}"
+
+
+def made_at(id_: str) -> int | None:
+    """When an id was made, in nanoseconds, to the millisecond; None if it is no id of ours."""
+    try:
+        return int(id_[:_TIME_DIGITS], 16) * _NANOS_PER_MILLISECOND
+    except ValueError:
+        return None

@@ -12,6 +12,7 @@ import attrs
 from hsm.engine.breaker import Breaker
 from hsm.engine.clock import Clock, SystemClock
 from hsm.engine.rates import Rate
+from hsm.engine.telemetry import Telemetry
 from hsm.task import Task
 
 __all__ = ["Backoff", "EngineOptions"]
@@ -79,6 +80,7 @@ class EngineOptions:
         loaded_nodes: rows of a tree that are read at once; a larger tree is loaded in parts.
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
         drain_timeout: how long running tasks may take to end when the engine closes.
+        telemetry: hears of commits and runs of tasks; None costs nothing.
     """
 
     clock: Clock = attrs.field(factory=SystemClock)
@@ -104,3 +106,4 @@ class EngineOptions:
     loaded_nodes: int = 128
     delete_rows: int = 100
     drain_timeout: timedelta = timedelta(seconds=30)
+    telemetry: Telemetry | None = None

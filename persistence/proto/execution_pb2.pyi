@@ -395,6 +395,8 @@ class TaskRow(google.protobuf.message.Message):
     FAILURES_FIELD_NUMBER: builtins.int
     NOT_BEFORE_NANOS_FIELD_NUMBER: builtins.int
     LAST_ERROR_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
+    TRACESTATE_FIELD_NUMBER: builtins.int
     task_id: builtins.str
     group: builtins.str
     failures: builtins.int
@@ -403,6 +405,9 @@ class TaskRow(google.protobuf.message.Message):
     """Not to be tried before this time; 0: at once."""
     last_error: builtins.str
     """What the last attempt met."""
+    traceparent: builtins.str
+    """The W3C trace context of the commit that has asked for the task; empty if it was not traced."""
+    tracestate: builtins.str
     @property
     def execution(self) -> global___ExecutionKey: ...
     @property
@@ -420,9 +425,11 @@ class TaskRow(google.protobuf.message.Message):
         failures: builtins.int = ...,
         not_before_nanos: builtins.int = ...,
         last_error: builtins.str = ...,
+        traceparent: builtins.str = ...,
+        tracestate: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["execution", b"execution", "info", b"info", "kind", b"kind"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["execution", b"execution", "failures", b"failures", "group", b"group", "info", b"info", "kind", b"kind", "last_error", b"last_error", "not_before_nanos", b"not_before_nanos", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["execution", b"execution", "failures", b"failures", "group", b"group", "info", b"info", "kind", b"kind", "last_error", b"last_error", "not_before_nanos", b"not_before_nanos", "task_id", b"task_id", "traceparent", b"traceparent", "tracestate", b"tracestate"]) -> None: ...
 
 global___TaskRow = TaskRow
 

@@ -11,9 +11,28 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiohttp import web
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
-from hsm.components.callback import Confirmed, Outcome, Refused, Request, Unavailable
+from hsm import ExecutionKey, Registry
+from hsm.components.callback import (
+    Callback,
+    Confirmed,
+    Outcome,
+    Refused,
+    Request,
+    Scheduled,
+    Unavailable,
+    register,
+    scheduled,
+)
 from hsm.components.callback.http import HttpSender, retry_after_of
+from hsm.engine import EngineOptions
+from hsm.engine.otel import OpenTelemetry
+from hsm.testing import TestEngine
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -66,6 +85,29 @@ async def test_sends_method_headers_path_and_body_as_they_are(server: Server, se
     assert (request.method, request.raw_path) == ("PATCH", "/a%2Fb%41?c=%2F")
     assert (request.headers["X-A"], request.headers["Content-Type"]) == ("ü", "application/x-own")
     assert server.bodies == [b"\0\xff"]
+
+
+async def test_request_carries_the_trace_of_the_run_that_makes_it(server: Server, sender: HttpSender) -> None:
+    spans = InMemorySpanExporter()
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    options = EngineOptions(telemetry=OpenTelemetry(NoOpMeterProvider(), tracers))
+    registry = Registry()
+    register(registry, sender)
+    async with TestEngine(registry, options=options) as engine:
+        no_headers: dict[str, str] = {}
+        for number, headers in enumerate([no_headers, {"TraceParent": "my own"}]):
+            callback = Callback.new(Request(server.url, headers=headers), request_id="r")
+            key = ExecutionKey("tests", f"{number}")
+            await engine.start(key, callback, on_start=lambda node: node.apply(scheduled, Scheduled()))
+            await engine.drain()
+
+    runs = [span for span in spans.get_finished_spans() if span.kind is SpanKind.CONSUMER]
+    context = runs[0].get_span_context()
+    assert context is not None
+    traced, own = server.requests
+    assert traced.headers["traceparent"].startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
+    assert own.headers.getall("traceparent") == ["my own"]
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])

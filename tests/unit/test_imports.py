@@ -16,6 +16,7 @@ HEAVY = {
     "click",
     "etcd3",
     "grpc",
+    "opentelemetry",
     "psycopg",
     "pymysql",
     "redis",
@@ -36,7 +37,7 @@ def loaded_by(module: str) -> set[str]:
     return set(json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("module", ["hsm", "persistence", "hsm, persistence"])
+@pytest.mark.parametrize("module", ["hsm", "persistence", "hsm, persistence", "hsm.engine"])
 def test_import_loads_no_driver_and_no_framework(module: str) -> None:
     assert loaded_by(module) & HEAVY == set()
 

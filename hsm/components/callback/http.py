@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Final, Self
 
 from hsm.components.callback.executors import Confirmed, Outcome, Refused, Unavailable
 from hsm.components.callback.request import Request
+from hsm.engine import current_trace
 
 try:
     import aiohttp
@@ -31,7 +33,7 @@ class HttpSender:
 
     An answer of 2xx confirms. 408, 429, 5xx, time-outs and errors of the connection may be tried again;
     `Retry-After` is passed on. Every other answer refuses, redirects too: they are not followed. Cookies are
-    not kept.
+    not kept. Where the engine traces, requests carry `traceparent` and `tracestate`.
 
     Args:
         connections: open at once over all destinations; 0 is no limit.
@@ -72,7 +74,7 @@ class HttpSender:
             async with self._session.request(
                 request.method,
                 url,
-                headers=request.headers,
+                headers=_with_trace(request.headers),
                 data=request.body or None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout),
@@ -84,6 +86,14 @@ class HttpSender:
             return Unavailable(f"no answer within {timeout:g} s", "Timeout")
         except (aiohttp.ClientError, OSError) as error:
             return Unavailable(f"{type(error).__name__}: {error}", type(error).__name__)
+
+
+def _with_trace(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers, and where in a trace the request is made, unless they say so themselves."""
+    trace = current_trace()
+    if trace is None or any(name.lower() == "traceparent" for name in headers):
+        return headers
+    return {**headers, **trace.headers()}
 
 
 async def _outcome(response: aiohttp.ClientResponse) -> Outcome:
