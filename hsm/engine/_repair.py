@@ -12,7 +12,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from hsm.engine._execution import Execution, load_execution
-from hsm.engine._logs import engine_logger
+from hsm.engine._logs import engine_logger, of_partition, of_task
 from hsm.engine._lookup import find_rows, home_keys
 from hsm.engine._queries import ALL_ROWS, OpenRegistry
 from hsm.engine._rows import QueuedTask, task_row
@@ -62,7 +62,9 @@ async def repair(
             # It has moved on meanwhile: what was missing may have been done.
             continue
         for task in lost:
-            _log.warning("the row of task %s of %s was lost, and is written anew", task.id, key)
+            _log.warning(
+                "the row of task %s of %s was lost, and is written anew", task.id, key, extra=of_task(task)
+            )
         return lost
 
 
@@ -123,13 +125,21 @@ async def _pending(
         try:
             yield ExecutionKey(*parse_execution_key(item.key)), ExecutionRow.FromString(item.value).root.tasks
         except DecodeError:
-            _log.error("the row %r cannot be read, nor its tasks be looked for", item.key)
+            _log.error(
+                "the row %r cannot be read, nor its tasks be looked for",
+                item.key,
+                extra=of_partition(partition),
+            )
     async for item in store.scan(partition, "n/", "n" + AFTER_SLASH):
         name = "/".join(item.key.split("/")[:4])
         try:
             yield ExecutionKey(*parse_execution_key(name)), StateMachineNode.FromString(item.value).tasks
         except DecodeError:
-            _log.error("the row %r cannot be read, nor its tasks be looked for", item.key)
+            _log.error(
+                "the row %r cannot be read, nor its tasks be looked for",
+                item.key,
+                extra=of_partition(partition),
+            )
 
 
 async def _suspects(
