@@ -10,7 +10,7 @@ import attrs
 from hsm.errors import StaleReferenceError, StaleStateError
 from hsm.machine import Key, VersionedTransition
 
-__all__ = ["ExecutionKey", "Ref", "check_execution_version"]
+__all__ = ["ExecutionKey", "Ref", "check_execution_version", "contains", "is_other_machine"]
 
 
 class ExecutionKey(NamedTuple):
@@ -56,6 +56,15 @@ class Ref:
     task_id: str = ""
     attempt: int = 0
 
+    @property
+    def known_version(self) -> VersionedTransition:
+        """The latest point in the history of the execution that the reference knows of."""
+        if self.execution_version.transition_count:
+            return self.execution_version
+        if self.last_update_version.transition_count:
+            return self.last_update_version
+        return self.initial_version
+
     def __str__(self) -> str:
         path = "/".join(map(str, self.path))
         return f"{self.execution.namespace}/{self.execution.id}/{path}"
@@ -81,11 +90,26 @@ def check_execution_version(version: VersionedTransition, history: Sequence[Vers
         version.failover_version == last.failover_version and version.transition_count > last.transition_count
     ):
         raise StaleStateError(f"the reference knows of {version}, the execution stands at {last}")
+    if not contains(history, version):
+        raise StaleReferenceError(f"{version} is not in the history of the execution, which stands at {last}")
+
+
+def contains(history: Sequence[VersionedTransition], version: VersionedTransition) -> bool:
+    """Whether an execution with this history has been at a version."""
     previous = 0
     for entry in history:
         if entry.failover_version == version.failover_version:
-            if previous < version.transition_count <= entry.transition_count:
-                return
-            break
+            return previous < version.transition_count <= entry.transition_count
         previous = entry.transition_count
-    raise StaleReferenceError(f"{version} is not in the history of the execution, which stands at {last}")
+    return False
+
+
+def is_other_machine(known: VersionedTransition, initial: VersionedTransition) -> bool:
+    """Whether a reference that knows of one initial version cannot mean the machine with the other.
+
+    A version without a count, as older formats have it, is told from others by its failover version alone;
+    (0, 0) says nothing.
+    """
+    if known.transition_count and initial.transition_count:
+        return known != initial
+    return known.failover_version != 0 and initial.failover_version not in {0, known.failover_version}

@@ -16,7 +16,7 @@ from hsm.errors import (
     UntrackedChangeError,
 )
 from hsm.machine import Key, VersionedTransition
-from hsm.ref import Ref, check_execution_version
+from hsm.ref import Ref, check_execution_version, is_other_machine
 from hsm.tree import Node
 from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus
 
@@ -77,18 +77,23 @@ def refuse_changes(execution: Execution) -> None:
 def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
     """The node that a reference points to, if the reference still holds.
 
+    Semantics: Temporal `validateStateMachineRef`. A reference that knows of no version and is not a task's
+    may be a guess: then, that there is no such machine is told as such.
+
     Raises:
-        StaleReferenceError, StaleStateError, StateMachineNotFoundError: it does not.
+        StaleStateError: the reference knows more than the store does.
+        StaleReferenceError: what it points to has gone or moved on.
+        StateMachineNotFoundError: there is no such machine.
     """
-    check_execution_version(ref.execution_version, execution.history)
+    check_execution_version(ref.known_version, execution.history)
     root = execution.root
     try:
         node = root.child(ref.path)
     except StateMachineNotFoundError as error:
-        if ref.task_id and error.path == ref.path:
+        if error.path == ref.path and (ref.task_id or ref.initial_version.transition_count):
             raise StaleReferenceError(f"{ref} is gone") from error
         raise
-    if ref.initial_version.transition_count and node.initial_version != ref.initial_version:
+    if is_other_machine(ref.initial_version, node._initial_version):
         raise StaleReferenceError(f"{ref} was deleted; another machine has its key")
     if claim is None:
         if ref.transition_count and ref.transition_count != node.transition_count:
