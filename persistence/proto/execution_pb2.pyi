@@ -149,6 +149,8 @@ class ExecutionRow(google.protobuf.message.Message):
     EXPIRY_NANOS_FIELD_NUMBER: builtins.int
     SEARCH_ATTRIBUTES_FIELD_NUMBER: builtins.int
     MEMO_FIELD_NUMBER: builtins.int
+    TOMBSTONES_FIELD_NUMBER: builtins.int
+    TOMBSTONES_FROM_FIELD_NUMBER: builtins.int
     next_ordinal: builtins.int
     """Greater than every ordinal that the tree has ever used."""
     root_type: builtins.int
@@ -165,6 +167,8 @@ class ExecutionRow(google.protobuf.message.Message):
     expiry_nanos: builtins.int
     """When a closed execution is deleted; 0: never."""
     memo: builtins.bytes
+    tombstones_from: builtins.int
+    """Count of the last transaction of which it is not known what it has deleted."""
     @property
     def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.VersionedTransition]:
         """The last transition of each failover version, oldest first; the last entry is the present one."""
@@ -181,6 +185,10 @@ class ExecutionRow(google.protobuf.message.Message):
 
     @property
     def search_attributes(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___SearchAttribute]: ...
+    @property
+    def tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.StateMachineTombstoneBatch]:
+        """What was deleted, oldest first: all of it since the transaction after `tombstones_from`."""
+
     def __init__(
         self,
         *,
@@ -200,9 +208,11 @@ class ExecutionRow(google.protobuf.message.Message):
         expiry_nanos: builtins.int = ...,
         search_attributes: collections.abc.Mapping[builtins.str, global___SearchAttribute] | None = ...,
         memo: builtins.bytes = ...,
+        tombstones: collections.abc.Iterable[persistence.proto.hsm_pb2.StateMachineTombstoneBatch] | None = ...,
+        tombstones_from: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["root", b"root"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "close_reason", b"close_reason", "expiry_nanos", b"expiry_nanos", "history", b"history", "keeps_history", b"keeps_history", "memo", b"memo", "next_ordinal", b"next_ordinal", "paused", b"paused", "request_ids", b"request_ids", "root", b"root", "root_type", b"root_type", "search_attributes", b"search_attributes", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "close_reason", b"close_reason", "expiry_nanos", b"expiry_nanos", "history", b"history", "keeps_history", b"keeps_history", "memo", b"memo", "next_ordinal", b"next_ordinal", "paused", b"paused", "request_ids", b"request_ids", "root", b"root", "root_type", b"root_type", "search_attributes", b"search_attributes", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status", "tombstones", b"tombstones", "tombstones_from", b"tombstones_from"]) -> None: ...
 
 global___ExecutionRow = ExecutionRow
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpersistence/proto/hsm.proto\x12\x12hsm.persistence.v1\"M\n\x13VersionedTransition\x12\x18\n\x10\x66\x61ilover_version\x18\x01 \x01(\x03\x12\x1c\n\x14max_transition_count\x18\x02 \x01(\x03\"\xbf\x03\n\x10StateMachineNode\x12\x18\n\x10transition_count\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x44\n\x08\x63hildren\x18\x03 \x03(\x0b\x32\x32.hsm.persistence.v1.StateMachineNode.ChildrenEntry\x12\x41\n\x0finitial_version\x18\xc8\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x45\n\x13last_update_version\x18\xc9\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x10\n\x07ordinal\x18\xca\x01 \x01(\x03\x12\x34\n\x05tasks\x18\xcb\x01 \x03(\x0b\x32$.hsm.persistence.v1.StateMachineTask\x12\x15\n\x0cnext_ordinal\x18\xcc\x01 \x01(\x03\x1aT\n\rChildrenEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.hsm.persistence.v1.StateMachineMap:\x02\x38\x01\"\xbb\x01\n\x0fStateMachineMap\x12M\n\x0emachines_by_id\x18\x01 \x03(\x0b\x32\x35.hsm.persistence.v1.StateMachineMap.MachinesByIdEntry\x1aY\n\x11MachinesByIdEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode:\x02\x38\x01\"+\n\x0fStateMachineKey\x12\x0c\n\x04type\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\"\xda\x02\n\x0fStateMachineRef\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\x12\x30\n(mutable_state_namespace_failover_version\x18\x02 \x01(\x03\x12&\n\x1emutable_state_transition_count\x18\x03 \x01(\x03\x12 \n\x18machine_transition_count\x18\x04 \x01(\x03\x12I\n\x17machine_initial_version\x18\xc8\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12M\n\x1bmachine_last_update_version\x18\xc9\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\"d\n\x14StateMachineTaskInfo\x12\x30\n\x03ref\x18\x01 \x01(\x0b\x32#.hsm.persistence.v1.StateMachineRef\x12\x0c\n\x04type\x18\x02 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xa5\x01\n\x14StateMachineTaskKind\x12\x18\n\x0e\x64\x65\x61\x64line_nanos\x18\x01 \x01(\x03H\x00\x12\x15\n\x0b\x64\x65stination\x18\x02 \x01(\tH\x00\x12G\n\timmediate\x18\x03 \x01(\x0b\x32\x32.hsm.persistence.v1.StateMachineTaskKind.ImmediateH\x00\x1a\x0b\n\tImmediateB\x06\n\x04kind\"\xb1\x01\n\x10StateMachineTask\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x36\n\x04kind\x18\x04 \x01(\x0b\x32(.hsm.persistence.v1.StateMachineTaskKind\x12 \n\x18machine_transition_count\x18\x05 \x01(\x03\x12\r\n\x05group\x18\x06 \x01(\t\x12\x0c\n\x04\x64\x65\x61\x64\x18\x07 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpersistence/proto/hsm.proto\x12\x12hsm.persistence.v1\"M\n\x13VersionedTransition\x12\x18\n\x10\x66\x61ilover_version\x18\x01 \x01(\x03\x12\x1c\n\x14max_transition_count\x18\x02 \x01(\x03\"\xde\x03\n\x10StateMachineNode\x12\x18\n\x10transition_count\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x44\n\x08\x63hildren\x18\x03 \x03(\x0b\x32\x32.hsm.persistence.v1.StateMachineNode.ChildrenEntry\x12\x41\n\x0finitial_version\x18\xc8\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x45\n\x13last_update_version\x18\xc9\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x10\n\x07ordinal\x18\xca\x01 \x01(\x03\x12\x34\n\x05tasks\x18\xcb\x01 \x03(\x0b\x32$.hsm.persistence.v1.StateMachineTask\x12\x15\n\x0cnext_ordinal\x18\xcc\x01 \x01(\x03\x12\x1d\n\x14row_transition_count\x18\xcd\x01 \x01(\x03\x1aT\n\rChildrenEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.hsm.persistence.v1.StateMachineMap:\x02\x38\x01\"\xbb\x01\n\x0fStateMachineMap\x12M\n\x0emachines_by_id\x18\x01 \x03(\x0b\x32\x35.hsm.persistence.v1.StateMachineMap.MachinesByIdEntry\x1aY\n\x11MachinesByIdEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode:\x02\x38\x01\"+\n\x0fStateMachineKey\x12\x0c\n\x04type\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\"E\n\x10StateMachinePath\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\"Y\n\x15StateMachineTombstone\x12@\n\x12state_machine_path\x18\x07 \x01(\x0b\x32$.hsm.persistence.v1.StateMachinePath\"\xb0\x01\n\x1aStateMachineTombstoneBatch\x12\x45\n\x14versioned_transition\x18\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12K\n\x18state_machine_tombstones\x18\x02 \x03(\x0b\x32).hsm.persistence.v1.StateMachineTombstone\"\xda\x02\n\x0fStateMachineRef\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\x12\x30\n(mutable_state_namespace_failover_version\x18\x02 \x01(\x03\x12&\n\x1emutable_state_transition_count\x18\x03 \x01(\x03\x12 \n\x18machine_transition_count\x18\x04 \x01(\x03\x12I\n\x17machine_initial_version\x18\xc8\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12M\n\x1bmachine_last_update_version\x18\xc9\x01 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\"d\n\x14StateMachineTaskInfo\x12\x30\n\x03ref\x18\x01 \x01(\x0b\x32#.hsm.persistence.v1.StateMachineRef\x12\x0c\n\x04type\x18\x02 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xa5\x01\n\x14StateMachineTaskKind\x12\x18\n\x0e\x64\x65\x61\x64line_nanos\x18\x01 \x01(\x03H\x00\x12\x15\n\x0b\x64\x65stination\x18\x02 \x01(\tH\x00\x12G\n\timmediate\x18\x03 \x01(\x0b\x32\x32.hsm.persistence.v1.StateMachineTaskKind.ImmediateH\x00\x1a\x0b\n\tImmediateB\x06\n\x04kind\"\xb1\x01\n\x10StateMachineTask\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x36\n\x04kind\x18\x04 \x01(\x0b\x32(.hsm.persistence.v1.StateMachineTaskKind\x12 \n\x18machine_transition_count\x18\x05 \x01(\x03\x12\r\n\x05group\x18\x06 \x01(\t\x12\x0c\n\x04\x64\x65\x61\x64\x18\x07 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONEDTRANSITION']._serialized_start=51
   _globals['_VERSIONEDTRANSITION']._serialized_end=128
   _globals['_STATEMACHINENODE']._serialized_start=131
-  _globals['_STATEMACHINENODE']._serialized_end=578
-  _globals['_STATEMACHINENODE_CHILDRENENTRY']._serialized_start=494
-  _globals['_STATEMACHINENODE_CHILDRENENTRY']._serialized_end=578
-  _globals['_STATEMACHINEMAP']._serialized_start=581
-  _globals['_STATEMACHINEMAP']._serialized_end=768
-  _globals['_STATEMACHINEMAP_MACHINESBYIDENTRY']._serialized_start=679
-  _globals['_STATEMACHINEMAP_MACHINESBYIDENTRY']._serialized_end=768
-  _globals['_STATEMACHINEKEY']._serialized_start=770
-  _globals['_STATEMACHINEKEY']._serialized_end=813
-  _globals['_STATEMACHINEREF']._serialized_start=816
-  _globals['_STATEMACHINEREF']._serialized_end=1162
-  _globals['_STATEMACHINETASKINFO']._serialized_start=1164
-  _globals['_STATEMACHINETASKINFO']._serialized_end=1264
-  _globals['_STATEMACHINETASKKIND']._serialized_start=1267
-  _globals['_STATEMACHINETASKKIND']._serialized_end=1432
-  _globals['_STATEMACHINETASKKIND_IMMEDIATE']._serialized_start=1413
-  _globals['_STATEMACHINETASKKIND_IMMEDIATE']._serialized_end=1424
-  _globals['_STATEMACHINETASK']._serialized_start=1435
-  _globals['_STATEMACHINETASK']._serialized_end=1612
+  _globals['_STATEMACHINENODE']._serialized_end=609
+  _globals['_STATEMACHINENODE_CHILDRENENTRY']._serialized_start=525
+  _globals['_STATEMACHINENODE_CHILDRENENTRY']._serialized_end=609
+  _globals['_STATEMACHINEMAP']._serialized_start=612
+  _globals['_STATEMACHINEMAP']._serialized_end=799
+  _globals['_STATEMACHINEMAP_MACHINESBYIDENTRY']._serialized_start=710
+  _globals['_STATEMACHINEMAP_MACHINESBYIDENTRY']._serialized_end=799
+  _globals['_STATEMACHINEKEY']._serialized_start=801
+  _globals['_STATEMACHINEKEY']._serialized_end=844
+  _globals['_STATEMACHINEPATH']._serialized_start=846
+  _globals['_STATEMACHINEPATH']._serialized_end=915
+  _globals['_STATEMACHINETOMBSTONE']._serialized_start=917
+  _globals['_STATEMACHINETOMBSTONE']._serialized_end=1006
+  _globals['_STATEMACHINETOMBSTONEBATCH']._serialized_start=1009
+  _globals['_STATEMACHINETOMBSTONEBATCH']._serialized_end=1185
+  _globals['_STATEMACHINEREF']._serialized_start=1188
+  _globals['_STATEMACHINEREF']._serialized_end=1534
+  _globals['_STATEMACHINETASKINFO']._serialized_start=1536
+  _globals['_STATEMACHINETASKINFO']._serialized_end=1636
+  _globals['_STATEMACHINETASKKIND']._serialized_start=1639
+  _globals['_STATEMACHINETASKKIND']._serialized_end=1804
+  _globals['_STATEMACHINETASKKIND_IMMEDIATE']._serialized_start=1785
+  _globals['_STATEMACHINETASKKIND_IMMEDIATE']._serialized_end=1796
+  _globals['_STATEMACHINETASK']._serialized_start=1807
+  _globals['_STATEMACHINETASK']._serialized_end=1984
 # @@protoc_insertion_point(module_scope)

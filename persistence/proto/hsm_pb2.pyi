@@ -69,6 +69,7 @@ class StateMachineNode(google.protobuf.message.Message):
     ORDINAL_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
     NEXT_ORDINAL_FIELD_NUMBER: builtins.int
+    ROW_TRANSITION_COUNT_FIELD_NUMBER: builtins.int
     transition_count: builtins.int
     """Transitions this machine has made."""
     data: builtins.bytes
@@ -79,6 +80,10 @@ class StateMachineNode(google.protobuf.message.Message):
     """
     next_ordinal: builtins.int
     """On the root: greater than every ordinal that the tree has ever used. 0: unknown."""
+    row_transition_count: builtins.int
+    """In a row: the count of the transaction that wrote it, if that is not the one of last_update_version, because
+    only the pending tasks have changed. 0: it is.
+    """
     @property
     def children(self) -> google.protobuf.internal.containers.MessageMap[builtins.int, global___StateMachineMap]:
         """Children by type id."""
@@ -104,9 +109,10 @@ class StateMachineNode(google.protobuf.message.Message):
         ordinal: builtins.int = ...,
         tasks: collections.abc.Iterable[global___StateMachineTask] | None = ...,
         next_ordinal: builtins.int = ...,
+        row_transition_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["initial_version", b"initial_version", "last_update_version", b"last_update_version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["children", b"children", "data", b"data", "initial_version", b"initial_version", "last_update_version", b"last_update_version", "next_ordinal", b"next_ordinal", "ordinal", b"ordinal", "tasks", b"tasks", "transition_count", b"transition_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["children", b"children", "data", b"data", "initial_version", b"initial_version", "last_update_version", b"last_update_version", "next_ordinal", b"next_ordinal", "ordinal", b"ordinal", "row_transition_count", b"row_transition_count", "tasks", b"tasks", "transition_count", b"transition_count"]) -> None: ...
 
 global___StateMachineNode = StateMachineNode
 
@@ -161,6 +167,64 @@ class StateMachineKey(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id", "type", b"type"]) -> None: ...
 
 global___StateMachineKey = StateMachineKey
+
+@typing.final
+class StateMachinePath(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    @property
+    def path(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StateMachineKey]: ...
+    def __init__(
+        self,
+        *,
+        path: collections.abc.Iterable[global___StateMachineKey] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["path", b"path"]) -> None: ...
+
+global___StateMachinePath = StateMachinePath
+
+@typing.final
+class StateMachineTombstone(google.protobuf.message.Message):
+    """What was deleted. Temporal's message has other things to delete than machines in fields 1 to 6 and 8."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATE_MACHINE_PATH_FIELD_NUMBER: builtins.int
+    @property
+    def state_machine_path(self) -> global___StateMachinePath: ...
+    def __init__(
+        self,
+        *,
+        state_machine_path: global___StateMachinePath | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["state_machine_path", b"state_machine_path"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["state_machine_path", b"state_machine_path"]) -> None: ...
+
+global___StateMachineTombstone = StateMachineTombstone
+
+@typing.final
+class StateMachineTombstoneBatch(google.protobuf.message.Message):
+    """What one transaction has deleted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSIONED_TRANSITION_FIELD_NUMBER: builtins.int
+    STATE_MACHINE_TOMBSTONES_FIELD_NUMBER: builtins.int
+    @property
+    def versioned_transition(self) -> global___VersionedTransition: ...
+    @property
+    def state_machine_tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StateMachineTombstone]: ...
+    def __init__(
+        self,
+        *,
+        versioned_transition: global___VersionedTransition | None = ...,
+        state_machine_tombstones: collections.abc.Iterable[global___StateMachineTombstone] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["versioned_transition", b"versioned_transition"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["state_machine_tombstones", b"state_machine_tombstones", "versioned_transition", b"versioned_transition"]) -> None: ...
+
+global___StateMachineTombstoneBatch = StateMachineTombstoneBatch
 
 @typing.final
 class StateMachineRef(google.protobuf.message.Message):
