@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hsm.machine import Key
+    from hsm.machine import Key, VersionedTransition
 
 __all__ = [
     "AccessClosedError",
@@ -31,11 +31,13 @@ __all__ = [
     "InitialVersionMismatchError",
     "InvalidTaskKindError",
     "InvalidTransitionError",
+    "NotActiveError",
     "NotCancellableError",
     "NotRegisteredError",
     "PausedError",
     "RateLimitError",
     "ReentrantTransitionError",
+    "ResendError",
     "RetryLaterError",
     "SerializationError",
     "StaleReferenceError",
@@ -207,6 +209,22 @@ class RateLimitError(RetryLaterError):
 
 class PausedError(RetryLaterError):
     """The execution is paused."""
+
+
+class NotActiveError(RetryLaterError):
+    """The execution is written to by another cluster, of which this database is told."""
+
+
+class ResendError(HSMError):
+    """What a replica was told does not begin where what it has ends; nothing was changed.
+
+    Attributes:
+        since: what it has: the version since which it wants to know everything; (0, 0) for a snapshot.
+    """
+
+    def __init__(self, message: str, *, since: VersionedTransition) -> None:
+        super().__init__(message)
+        self.since = since
 
 
 class DestinationDownError(HSMError):

@@ -510,6 +510,9 @@ class Node:
 
     def _write_row(self, message: StateMachineNode) -> None:
         _proto.write_row(self, message)
+        version = self._state.version
+        if self._last_version != version:
+            message.row_transition_count = version.transition_count
 
     def _check(self) -> None:
         if self._status == DELETED or self._state.sealed:

@@ -18,6 +18,7 @@ from hsm import (
     IncompatibleTypeError,
     InvalidTaskKindError,
     InvalidTransitionError,
+    NotActiveError,
     NotRegisteredError,
     PausedError,
     RateLimitError,
@@ -61,6 +62,7 @@ UNCOUNTED = [
     BusyError("x"),
     RateLimitError("x"),
     PausedError("x"),
+    NotActiveError("x"),
 ]
 TERMINAL = [
     NotRegisteredError("x"),
