@@ -20,6 +20,7 @@ from persistence import (
     StoreUnavailableError,
     TransactionTooLargeError,
 )
+from persistence.proto import etcd_pb2
 from persistence.stores.etcd import EtcdStore, from_url
 from tests.conftest import NewServer
 from tests.support.relay import Fault, Relay
@@ -160,6 +161,29 @@ async def test_rows_of_a_lost_reply_keep_their_lease(broken: Broken) -> None:
     assert relay.struck.is_set()
     found = await direct.get(GetRequest(partition="p", key="key"))
     assert "ttlExpireTime" in found.metadata
+
+
+@pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.LOSE_REQUEST])
+async def test_lease_whose_grant_got_no_answer_is_the_one_that_is_used(
+    broken: Broken, server_of: ServerOf, fault: Fault
+) -> None:
+    relay, store, direct = broken
+    server = server_of("etcd")
+    assert isinstance(server, EtcdServer)
+
+    def leases() -> set[str]:
+        answer = server.gateway.call("/v3/lease/leases", {})
+        return {lease["ID"] for lease in answer.get("leases", [])}
+
+    await store.set(put("before", ttl=7654320))
+    before = leases()
+    # Everything in a request comes in this order, the name of the lease last.
+    relay.plan(etcd_pb2.LeaseGrantRequest(ttl_seconds=7654321).SerializeToString(), fault)
+    await store.set(put("key", b"x", ttl=7654321))
+    assert relay.struck.is_set()
+    assert len(leases() - before) == 1
+    row = await direct.get(GetRequest(partition="p", key="key"))
+    assert (row.data, "ttlExpireTime" in row.metadata) == (b"x", True)
 
 
 async def test_killed_server_is_told_at_once_and_used_again_when_it_is_back(new_server: NewServer) -> None:

@@ -125,6 +125,7 @@ class Committer:
         leases = await self._leases.grant(times_to_live(transactions), max(0.0, until - self._now()))
         left = until - self._now()
         if left <= 0:
+            self._leases.give_back(leases.values())
             raise StoreUnavailableError(f"{self._client.cluster} did not answer in time")
         request = mark.begin()
         for transaction in transactions:
@@ -165,7 +166,8 @@ class Committer:
         mark = self._mark
         if mark is None or mark.is_old(self._now()):
             # An old one is left to its lease.
-            mark = self._mark = await new_mark(self._client, self._keyspace, max(0.0, until - self._now()))
+            left = max(0.0, until - self._now())
+            mark = self._mark = await new_mark(self._client, self._keyspace, self._leases, left)
         return mark
 
     async def _refused(

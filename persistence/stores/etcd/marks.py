@@ -19,6 +19,7 @@ from persistence.proto import etcd_pb2
 from persistence.stores.etcd.client import Client
 from persistence.stores.etcd.failures import details_of, is_out_of_space
 from persistence.stores.etcd.keys import Keyspace
+from persistence.stores.etcd.leases import Leases
 
 __all__ = ["Mark", "new_mark"]
 
@@ -128,7 +129,7 @@ class Mark:
             await client.ask(lambda connection: connection.revoke, request, seconds=_REVOKE_SECONDS)
 
 
-async def new_mark(client: Client, keyspace: Keyspace, seconds: float) -> Mark:
+async def new_mark(client: Client, keyspace: Keyspace, leases: Leases, seconds: float) -> Mark:
     """A mark, for commits from now on; made within so many seconds.
 
     Raises:
@@ -136,9 +137,12 @@ async def new_mark(client: Client, keyspace: Keyspace, seconds: float) -> Mark:
     """
     clock = asyncio.get_running_loop().time
     begun = clock()
-    request = etcd_pb2.LeaseGrantRequest(ttl_seconds=_LEASE_SECONDS)
-    lease = (await client.ask(lambda connection: connection.grant, request, seconds=seconds)).id
-    put = etcd_pb2.PutRequest(key=keyspace.new_commit(), lease=lease)
+    lease = (await leases.grant([_LEASE_SECONDS], seconds))[_LEASE_SECONDS]
+    put = etcd_pb2.PutRequest(key=keyspace.new_commit(), lease=lease.id)
     left = max(0.0, begun + seconds - clock())
-    answer = await client.ask(lambda connection: connection.put, put, seconds=left)
-    return Mark(put.key, lease, answer.header.revision, begun + _RENEW_SECONDS)
+    try:
+        answer = await client.ask(lambda connection: connection.put, put, seconds=left)
+    except PersistenceError:
+        leases.give_back([lease])
+        raise
+    return Mark(put.key, lease.id, answer.header.revision, begun + _RENEW_SECONDS)
