@@ -10,7 +10,7 @@ from persistence.errors import InvalidRequestError
 from persistence.options import check_partition, check_text
 from persistence.store import Item
 
-__all__ = ["Page", "ReadPage", "Window", "expiry_metadata", "read_pages", "scan_window"]
+__all__ = ["Page", "ReadPage", "RowSizes", "Window", "expiry_metadata", "read_pages", "scan_window"]
 
 _MILLISECONDS: Final = 1000
 
@@ -38,6 +38,31 @@ class Page(NamedTuple):
 
     items: Sequence[Item]
     last: bool
+
+
+class RowSizes:
+    """How large rows were lately, for servers that do not end a page at so many bytes by themselves.
+
+    One scan may learn from another: rows that are large are large for both.
+    """
+
+    def __init__(self, page_bytes: int) -> None:
+        self._page_bytes = page_bytes
+        self._row_bytes = 1
+
+    def fitting(self, rows: int) -> int:
+        """How many rows to ask for, at most so many; one at least."""
+        return min(rows, max(1, self._page_bytes // self._row_bytes))
+
+    def learn(self, rows: int, size: int) -> None:
+        """Take note of rows that were read, and their bytes."""
+        if rows:
+            # It shrinks slowly, because rows of one size are often together.
+            self._row_bytes = max(size // rows, self._row_bytes // 2, 1)
+
+    def fear(self) -> None:
+        """Take note of a page that could not be read, as it was too large perhaps: the next has one row."""
+        self._row_bytes = self._page_bytes
 
 
 ReadPage: TypeAlias = Callable[[Window, int], Awaitable[Page]]

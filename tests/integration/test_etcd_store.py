@@ -25,6 +25,7 @@ from persistence import (
     StoreUnavailableError,
 )
 from persistence.stores.etcd import EtcdStore, from_url
+from persistence.stores.etcd.reading import Reader
 from tests.conftest import NewServer
 from tests.support.servers import Server
 from tests.support.servers._etcd import EtcdServer
@@ -212,6 +213,48 @@ async def test_pages_of_large_rows_are_read_both_ways(place: Place) -> None:
         )
         found = await store.bulk_get([GetRequest(partition="p", key=key) for key in rows])
         assert [row.data for row in found] == list(rows.values())
+
+
+async def test_no_answer_is_larger_than_there_is_room_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = Reader._read
+
+    async def noted(*args: Any, **options: Any) -> Any:
+        answer = await read(*args, **options)
+        sizes.append(answer.ByteSize())
+        return answer
+
+    monkeypatch.setattr(Reader, "_read", noted)
+    async with from_url(place[1]) as store:
+        small = {f"a{number:03}": b"" for number in range(200)}
+        large = {f"b{number:03}": bytes([number]) * 1_000_000 for number in range(40)}
+        await asyncio.gather(*(store.set(put(key, value)) for key, value in (small | large).items()))
+        found = {item.key: item.value async for item in store.scan("p", "", "")}
+        assert found == small | large
+        answers = await store.bulk_get([GetRequest(partition="p", key=key) for key in large])
+        assert [answer.data for answer in answers] == list(large.values())
+    assert max(sizes) < 32 * 1024 * 1024
+
+
+async def test_damaged_row_fails_its_readers_and_nobody_else(place: Place) -> None:
+    raw, url, prefix = place
+    async with from_url(url) as store:
+        await store.set(put("good"))
+        raw.put(f"{prefix}\0p\0bad", "not ours")
+        good, bad, absent = await store.bulk_get(
+            [GetRequest(partition="p", key=key) for key in ("good", "bad", "absent")]
+        )
+    assert (good.data, good.error, absent.data, absent.error) == (b"", None, None, None)
+    assert isinstance(bad.error, StoreCorruptError)
+
+
+@pytest.mark.parametrize("name", ["connect_timeout", "request_timeout"])
+async def test_time_out_of_ages_is_as_good_as_none(place: Place, name: str) -> None:
+    async with from_url(f"{place[1]}&{name}=8e13") as store:
+        await store.set(put("key", ttl=5))
+        assert await etag_of(store, "key")
 
 
 async def test_prefixes_are_apart(place: Place) -> None:

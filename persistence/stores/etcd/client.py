@@ -20,6 +20,8 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 """What goes with a request: the token of who asks."""
 
 _ANONYMOUS: Final[Metadata] = ()
+# gRPC takes a deadline in the far future for one in the past.
+_MOST_SECONDS: Final = 365 * 24 * 3600
 
 
 class _Answer(Protocol):
@@ -45,7 +47,7 @@ class Client:
     ) -> None:
         self.cluster: Cluster = cluster
         self.revision: int = 0
-        self.request_seconds: float = options.request_timeout.total_seconds()
+        self.request_seconds: float = min(options.request_timeout.total_seconds(), _MOST_SECONDS)
         self._options = options
         self._credentials = credentials
         self._turn = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -25,7 +26,9 @@ __all__ = ["Connection", "read_credentials"]
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT_co = TypeVar("ResponseT_co", bound=Message, covariant=True)
 _KEEPALIVE_MILLISECONDS: Final = 10_000  # etcd drops connections that ask more often than every 5 s
+_MOST_ANSWER_BYTES: Final = 32 * 1024 * 1024
 _MILLISECONDS: Final = 1000
+_MOST_MILLISECONDS: Final = 2**31 - 1
 
 
 class _Parser(Protocol[ResponseT_co]):
@@ -41,10 +44,11 @@ class Connection:
 
     def __init__(self, endpoint: str, options: EtcdOptions, credentials: ChannelCredentials | None) -> None:
         self.endpoint: str = endpoint
-        connect_milliseconds = max(1, int(options.connect_timeout.total_seconds() * _MILLISECONDS))
-        request_milliseconds = max(1, int(options.request_timeout.total_seconds() * _MILLISECONDS))
+        connect_milliseconds = _milliseconds(options.connect_timeout)
+        request_milliseconds = _milliseconds(options.request_timeout)
         arguments: list[tuple[str, str | int]] = [
-            ("grpc.max_receive_message_length", -1),
+            # etcd answers with whatever a range holds, and only this end knows what it has room for.
+            ("grpc.max_receive_message_length", _MOST_ANSWER_BYTES),
             ("grpc.max_send_message_length", -1),
             # Despite its name, the time that an attempt to connect has.
             ("grpc.min_reconnect_backoff_ms", connect_milliseconds),
@@ -112,6 +116,11 @@ class Connection:
     async def aclose(self, grace_seconds: float | None = None) -> None:
         """Disconnect; what is under way is given so long to end."""
         await self._channel.close(grace_seconds)
+
+
+def _milliseconds(time: timedelta) -> int:
+    """What gRPC is told, which takes neither 0 nor more than 24 days."""
+    return min(max(1, int(time.total_seconds() * _MILLISECONDS)), _MOST_MILLISECONDS)
 
 
 def read_credentials(cluster: Cluster, options: EtcdOptions) -> ChannelCredentials | None:

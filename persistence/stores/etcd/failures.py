@@ -17,7 +17,9 @@ from persistence.errors import (
 
 __all__ = [
     "details_of",
+    "is_answer_too_large",
     "is_lease_missing",
+    "is_lease_present",
     "is_lost",
     "is_out_of_space",
     "is_overloaded",
@@ -83,6 +85,13 @@ def is_too_large(error: AioRpcError) -> bool:
     return any(text in details_of(error) for text in _TOO_LARGE)
 
 
+def is_answer_too_large(error: AioRpcError) -> bool:
+    """Whether a question was answered with more bytes than we take."""
+    return error.code() is StatusCode.RESOURCE_EXHAUSTED and "eceived message larger than" in details_of(
+        error
+    )
+
+
 def is_too_many_operations(error: AioRpcError) -> bool:
     """Whether the transaction has too many operations for the server."""
     return "too many operations" in details_of(error)
@@ -91,6 +100,11 @@ def is_too_many_operations(error: AioRpcError) -> bool:
 def is_lease_missing(error: AioRpcError) -> bool:
     """Whether a lease expired before the row was written that should have it."""
     return error.code() is StatusCode.NOT_FOUND and "lease not found" in details_of(error)
+
+
+def is_lease_present(error: AioRpcError) -> bool:
+    """Whether there is a lease of that name already."""
+    return error.code() is StatusCode.FAILED_PRECONDITION and "lease already exists" in details_of(error)
 
 
 def is_out_of_space(error: AioRpcError) -> bool:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from grpc.aio import AioRpcError
 
 from persistence.decision import Slot
-from persistence.paging import Page, Window
+from persistence.errors import StoreCorruptError
+from persistence.gathering import Rows
+from persistence.paging import Page, RowSizes, Window
 from persistence.proto import etcd_pb2
 from persistence.store import GetResponse, Item
 from persistence.stores.etcd.capacity import Capacity
 from persistence.stores.etcd.client import Client
 from persistence.stores.etcd.envelope import etag_of, unpack, unpack_value
-from persistence.stores.etcd.failures import is_out_of_space, is_too_many_operations, translate
+from persistence.stores.etcd.failures import (
+    is_answer_too_large,
+    is_out_of_space,
+    is_too_many_operations,
+    translate,
+)
 from persistence.stores.etcd.keys import Keyspace
 
 __all__ = ["Reader"]
 
 _PAGE_BYTES: Final = 8 * 1024 * 1024
-_LEAST_ROWS: Final = 4
+_LESS: Final = 8
+"""So many times fewer rows are asked for after an answer that was too large."""
 _NUL: Final = b"\0"
 
 
@@ -32,18 +40,14 @@ class Reader:
         self._client = client
         self._keyspace = keyspace
         self._capacity = capacity
-        self._row_bytes = 1  # of the largest rows that were read lately, on average
+        self._sizes = RowSizes(_PAGE_BYTES)
 
-    async def rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:
-        """Rows by key; absent ones are left out."""
+    async def rows(self, slots: Sequence[Slot], *, eventual: bool) -> Rows:
+        """Rows by key; absent ones are left out, an error stands in the place of its row."""
         answers = await self._ranges(
             [etcd_pb2.RangeRequest(key=self._keyspace.row(slot), serializable=eventual) for slot in slots]
         )
-        return {
-            slot: unpack(row.key, row.value, row.mod_revision)
-            for slot, answer in zip(slots, answers, strict=True)
-            for row in answer.kvs
-        }
+        return {slot: _row(row) for slot, answer in zip(slots, answers, strict=True) for row in answer.kvs}
 
     async def etags(self, slots: Sequence[Slot], revision: int) -> dict[Slot, str]:
         """The etags that rows had at a revision; absent rows are left out."""
@@ -74,30 +78,37 @@ class Reader:
         try:
             answer = await self._client.try_hard(lambda connection: connection.txn, request)
         except AioRpcError as error:
-            if not (is_out_of_space(error) or is_too_many_operations(error)):
+            if not (is_out_of_space(error) or is_too_many_operations(error) or is_answer_too_large(error)):
                 raise translate(error, str(self._client.cluster)) from error
             return await asyncio.gather(*map(self._range, requests))
         return [operation.response_range for operation in answer.responses]
 
     async def page(self, window: Window, rows: int) -> Page:
         """At most so many rows from the beginning of a window."""
-        answer = await self._read(window, min(rows, max(_LEAST_ROWS, _PAGE_BYTES // self._row_bytes)))
-        items: list[Item] = []
-        size = 0
-        for row in answer.kvs:
-            size += len(row.value)
-            value = unpack_value(row.key, row.value)
-            items.append(
-                Item(self._keyspace.text(window.partition, row.key), value, etag_of(row.mod_revision))
+        asked = self._sizes.fitting(rows)
+        try:
+            answer = await self._read(window, asked)
+        except AioRpcError as error:
+            if asked == 1 or not is_answer_too_large(error):
+                raise translate(error, str(self._client.cluster)) from error
+            return await self.page(window, max(1, asked // _LESS))
+        items = [
+            Item(
+                self._keyspace.text(window.partition, row.key),
+                unpack_value(row.key, row.value),
+                etag_of(row.mod_revision),
             )
-        if items:
-            # It shrinks slowly, because rows of one size are often together.
-            self._row_bytes = max(size // len(items), self._row_bytes // 2, 1)
+            for row in answer.kvs
+        ]
+        self._sizes.learn(len(items), sum(len(item.value) for item in items))
         return Page(items, not answer.more)
 
     async def keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
         """At most so many keys from the beginning of a window, and whether they were all."""
-        answer = await self._read(window, rows, keys_only=True)
+        try:
+            answer = await self._read(window, rows, keys_only=True)
+        except AioRpcError as error:
+            raise translate(error, str(self._client.cluster)) from error
         return [self._keyspace.text(window.partition, row.key) for row in answer.kvs], not answer.more
 
     async def _read(self, window: Window, rows: int, *, keys_only: bool = False) -> etcd_pb2.RangeResponse:
@@ -113,7 +124,14 @@ class Reader:
         if window.reverse:
             request.sort_order = etcd_pb2.RangeRequest.DESCEND
         # No order is the order of keys, too, and one that etcd need not sort.
-        return await self._client.ask(lambda connection: connection.range, request)
+        return await self._client.try_hard(lambda connection: connection.range, request)
+
+
+def _row(row: etcd_pb2.KeyValue) -> GetResponse | StoreCorruptError:
+    try:
+        return unpack(row.key, row.value, row.mod_revision)
+    except StoreCorruptError as error:
+        return error
 
 
 def _groups(

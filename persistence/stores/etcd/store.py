@@ -11,11 +11,12 @@ from persistence.backends import ETCD
 from persistence.batcher import in_task
 from persistence.decision import Slot
 from persistence.errors import StoreClosedError
+from persistence.gathering import Rows
 from persistence.options import check_partition, check_text
 from persistence.paging import Page, Window
 from persistence.proto import etcd_pb2
 from persistence.server import ServerStore
-from persistence.store import Change, Feature, GetResponse, Limits
+from persistence.store import Change, Feature, Limits
 from persistence.stores.etcd.capacity import Capacity
 from persistence.stores.etcd.client import Client
 from persistence.stores.etcd.connection import read_credentials
@@ -139,7 +140,7 @@ class EtcdStore(ServerStore):
         request = etcd_pb2.RangeRequest(key=state.keyspace.meta, keys_only=True)
         await state.client.ask(lambda connection: connection.range, request)
 
-    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:
+    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Rows:
         return await self._opened().reader.rows(slots, eventual=eventual)
 
     async def _read_page(self, window: Window, rows: int) -> Page:
