@@ -166,6 +166,38 @@ async def test_pages_with_large_values_are_read_in_parts(store: MariaDBStore) ->
     assert [len(item.value) async for item in store.scan("", "", "", limit=6)] == sizes[:6]
 
 
+async def test_pages_of_large_values_ask_for_few_rows(
+    store: MariaDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    page = Statements.page
+
+    def noted(self: Statements, window: Window, rows: int, inline_bytes: int) -> str:
+        asked.append(rows)
+        return page(self, window, rows, inline_bytes)
+
+    monkeypatch.setattr(Statements, "page", noted)
+    for number in range(12):
+        await store.set(SetRequest(key=f"{number:02}", value=bytes(4 * 2**20)))
+    assert len([item async for item in store.scan("", "", "")]) == 12
+    # Only the first page can know nothing of their size.
+    assert [rows for rows in asked if rows > 4] == [100]
+
+
+async def test_a_wait_of_centuries_is_as_good_as_none(url: str) -> None:
+    names = ("connect_timeout", "request_timeout", "lock_timeout", "idle_timeout", "cleanup_interval")
+    async with from_url(f"{url}?{'&'.join(f'{name}=9e12' for name in names)}") as store:
+        await store.set(SetRequest(key="a", value=b"x"))
+
+
+async def test_a_note_that_comes_late_does_not_replace_a_newer_one(store: MariaDBStore) -> None:
+    state = store._opened()
+    for number in (7, 8, 6):
+        await state.reader.run(state.statements.note_outcome(1, number))
+    (answer,) = await state.reader.run(state.statements.outcome(1))
+    assert answer.rows[0] == (8,)
+
+
 async def test_large_families_are_deleted_in_parts(store: MariaDBStore) -> None:
     keys = [f"a||{number:05}" for number in range(5100)] + ["a||b||c", "a", "a|", "b||c", "a||\u00e4"]
     await store.bulk_set([SetRequest(key=key, value=b"") for key in keys])

@@ -21,6 +21,7 @@ _LEAST_PACKET_BYTES: Final = 1024 * 1024
 # long as they are, being hexadecimal.
 _STATEMENT_BYTES: Final = 256 * 1024
 _MILLISECONDS: Final = 1000
+_MOST_REQUEST_SECONDS: Final = 30 * 24 * 3600
 _VARIABLES: Final = (
     "binlog_format",
     "group_replication_group_name",
@@ -126,7 +127,8 @@ class ServerFacts:
     def settings(self, options: MariaDBOptions) -> str:
         """The statement that tells a session how long to wait, as far as this server knows how."""
         idle_seconds = whole_seconds(options.idle_timeout)
-        request_seconds = options.request_timeout.total_seconds()
+        # 0 would be no limit, and a month is far less than the most that there can be.
+        request_seconds = min(max(0.001, options.request_timeout.total_seconds()), _MOST_REQUEST_SECONDS)
         values: dict[str, int | float] = {
             "innodb_lock_wait_timeout": whole_seconds(options.lock_timeout),
             # For a client that was stopped while it sends a statement, or is to be sent an answer.

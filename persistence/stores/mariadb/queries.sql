@@ -42,8 +42,9 @@ v = VALUES(v)
 DELETE kv FROM {prefix}kv AS kv FORCE INDEX (PRIMARY) WHERE (p, k) IN ({slots})
 
 -- :note-outcome
+-- The newest one stays, also if the server gets to one that was given up long ago after a later one.
 INSERT INTO {prefix}outcomes (writer, number, written) VALUES ({writer}, {number}, {now})
-ON DUPLICATE KEY UPDATE number = VALUES(number), written = VALUES(written)
+ON DUPLICATE KEY UPDATE number = GREATEST(number, VALUES(number)), written = VALUES(written)
 
 -- :outcome
 SELECT number FROM {prefix}outcomes WHERE writer = {writer}

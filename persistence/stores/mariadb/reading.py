@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Final
 
 from persistence.decision import Slot
-from persistence.paging import Page, Window, expiry_metadata
+from persistence.errors import StoreUnavailableError
+from persistence.paging import Page, RowSizes, Window, expiry_metadata
 from persistence.store import GetResponse, Item
 from persistence.stores.mariadb.driver import Answer, ConnectionLostError, ServerError
 from persistence.stores.mariadb.failures import translate
@@ -31,6 +32,7 @@ class Reader:
         self._most_bytes = most_bytes
         self._timeout_seconds = timeout_seconds
         self._where = where
+        self._sizes = RowSizes(_PAGE_BYTES)
 
     async def run(self, sql: str) -> Sequence[Answer]:
         """Run statements that can be run twice, with one round trip; an answer for each.
@@ -65,8 +67,15 @@ class Reader:
 
     async def page(self, window: Window, rows: int) -> Page:
         """At most so many rows from the beginning of a window, fewer if their values are large."""
-        (answer,) = await self.run(self._statements.page(window, rows, max(1, _PAGE_BYTES // rows)))
+        # The server reads a value whole to learn its size, so there must not be many that are left out.
+        rows = self._sizes.fitting(rows)
+        try:
+            (answer,) = await self.run(self._statements.page(window, rows, max(1, _PAGE_BYTES // rows)))
+        except StoreUnavailableError:
+            self._sizes.fear()
+            raise
         found = answer.rows
+        self._sizes.learn(len(found), sum(size for *_, size in found))
         last = len(found) < rows
         short = next((index for index, row in enumerate(found) if row[1] is None), len(found))
         if short < len(found):

@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS {prefix}kv (
 ) ENGINE=InnoDB ROW_FORMAT=DYNAMIC COMMENT='{comment}';
 
 -- A row a partition: whoever writes to the partition locks it first, because rows that do not exist yet
--- cannot be locked.
+-- cannot be locked. They stay when a partition is empty again: there are few, and to delete one is to have all
+-- who wait for it begin anew.
 CREATE TABLE IF NOT EXISTS {prefix}locks (
     p VARBINARY(1536) NOT NULL,
     PRIMARY KEY (p)

@@ -20,6 +20,7 @@ __all__ = ["MariaDBAddress", "MariaDBOptions", "whole_seconds"]
 _PREFIX: Final = re.compile(r"[a-z0-9_]{0,40}", re.ASCII).fullmatch
 _TLS: Final = frozenset({"", "disable", "require", "verify"})
 _PORT: Final = 3306
+_YEAR_SECONDS: Final = 31_536_000
 
 
 @attrs.frozen
@@ -138,5 +139,5 @@ class MariaDBOptions:
 
 
 def whole_seconds(time: timedelta) -> int:
-    """What a server is told that counts whole seconds, and takes 0 for no limit."""
-    return max(1, math.ceil(time.total_seconds()))
+    """What a server is told that counts whole seconds, takes 0 for no limit, and no more than a year."""
+    return min(max(1, math.ceil(time.total_seconds())), _YEAR_SECONDS)
