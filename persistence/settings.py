@@ -10,12 +10,13 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from persistence.errors import InvalidRequestError
 
-__all__ = ["Properties", "split_url"]
+__all__ = ["Properties", "host_and_port", "split_url"]
 
 _UNREADABLE: Final = (
     "the URL of the store cannot be read: its host or its port is none;"
     " in a user name or password, write / as %2F, ? as %3F, [ as %5B, and so on"
 )
+_MOST_CONNECTIONS: Final = 10_000
 _FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -69,6 +70,19 @@ class Properties:
             )
         return int(text)
 
+    def connections(self, name: str, default: int) -> int:
+        """An option that is a number of connections.
+
+        Raises:
+            InvalidRequestError: not a whole number, less than 1, or more than a server is asked for.
+        """
+        number = self.whole(name, default, least=1)
+        if number > _MOST_CONNECTIONS:
+            raise InvalidRequestError(
+                f"{self._backend} option {name}={number} is more than {_MOST_CONNECTIONS} connections"
+            )
+        return number
+
     def flag(self, name: str, default: bool) -> bool:
         """An option that is true or false.
 
@@ -112,6 +126,11 @@ class Properties:
             raise InvalidRequestError(f"unknown {self._backend} option {unknown[0]!r}; known are {known}")
 
 
+def host_and_port(host: str, port: int) -> str:
+    """A place as people write it, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
     """The parts of a URL, and the options of its query.
 
@@ -119,12 +138,16 @@ def split_url(url: str) -> tuple[SplitResult, dict[str, str]]:
         InvalidRequestError: it is no URL, or an option is given twice. No message quotes the URL, because it
             may hold a password.
     """
+    if any("\ud800" <= character <= "\udfff" for character in url):
+        raise InvalidRequestError("the URL of the store holds a lone surrogate, which cannot be sent")
     try:
         parts = urlsplit(url, allow_fragments=False)
-        _ = parts.port  # parsed only when asked for
+        port = parts.port  # parsed only when asked for
     except ValueError:
         # Not what urllib says: it quotes the pieces of a password that is not escaped.
         raise InvalidRequestError(_UNREADABLE) from None
+    if port == 0:
+        raise InvalidRequestError(_UNREADABLE)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = dict(pairs)
     if any("@" in name for name in options):

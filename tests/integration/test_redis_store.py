@@ -289,6 +289,8 @@ async def test_store_that_is_not_there_is_not_made_unless_asked_for(url: str, ra
         "redis://host?prefix=a{b}",
         "redis://host?lanes=0",
         "redis+cluster://host?nodes=host",
+        "redis+cluster://host?nodes=host:99999",
+        "redis://host/" + "9" * 5000,
     ],
 )
 def test_bad_urls_and_options_are_refused(wrong: str) -> None:

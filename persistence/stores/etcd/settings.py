@@ -60,7 +60,7 @@ class EtcdOptions:
                 create=properties.flag("create", self.create),
                 connect_timeout=properties.seconds("connect_timeout", self.connect_timeout),
                 request_timeout=properties.seconds("request_timeout", self.request_timeout),
-                lanes=properties.whole("lanes", self.lanes, least=1),
+                lanes=properties.connections("lanes", self.lanes),
                 tls_ca=properties.text("tls_ca", self.tls_ca),
                 tls_cert=properties.text("tls_cert", self.tls_cert),
                 tls_key=properties.text("tls_key", self.tls_key),

@@ -9,6 +9,7 @@ from typing import Final
 
 from persistence.backends import MARIADB
 from persistence.errors import InvalidRequestError, PersistenceError, StoreUnavailableError
+from persistence.settings import host_and_port
 from persistence.store import Limits
 from persistence.stores.mariadb.driver import ConnectionLostError, ServerError, Session, connect_session
 from persistence.stores.mariadb.failures import translate
@@ -159,7 +160,7 @@ class Opener:
         self._address = address
         self._options = options
         self._tls = tls_context(options)
-        place = options.socket or f"{address.host}:{address.port}"
+        place = options.socket or host_and_port(address.host, address.port)
         self.where: str = f"database {address.database!r} at {place}"
 
     async def open(self, *, to_write: bool = True) -> tuple[Session, ServerFacts]:

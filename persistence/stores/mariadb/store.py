@@ -15,7 +15,7 @@ from persistence.decision import Slot
 from persistence.errors import StoreClosedError
 from persistence.paging import Page, Window
 from persistence.server import ServerStore
-from persistence.settings import split_url
+from persistence.settings import host_and_port, split_url
 from persistence.store import Feature, GetResponse, Limits
 from persistence.stores.mariadb.driver import ConnectionLostError, ServerError, Session
 from persistence.stores.mariadb.failures import translate
@@ -71,7 +71,7 @@ class MariaDBStore(ServerStore):
 
     def __repr__(self) -> str:
         options, address = self._options, self._address
-        place = options.socket or f"{address.host}:{address.port}"
+        place = options.socket or host_and_port(address.host, address.port)
         return f"<MariaDBStore {address.database!r} at {place}, prefix {options.prefix!r}>"
 
     @property

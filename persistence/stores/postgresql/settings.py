@@ -67,8 +67,8 @@ class PostgresOptions:
             return PostgresOptions(
                 schema=_identifier(properties.text("schema", self.schema)),
                 create=properties.flag("create", self.create),
-                lanes=properties.whole("lanes", self.lanes, least=1),
-                readers=properties.whole("readers", self.readers, least=1),
+                lanes=properties.connections("lanes", self.lanes),
+                readers=properties.connections("readers", self.readers),
                 connect_timeout=properties.seconds("connect_timeout", self.connect_timeout),
                 request_timeout=properties.seconds("request_timeout", self.request_timeout),
                 lock_timeout=properties.seconds("lock_timeout", self.lock_timeout),

@@ -23,6 +23,7 @@ from redis.exceptions import (
 )
 
 from persistence.errors import PersistenceError
+from persistence.settings import host_and_port
 from persistence.stores.redis.failures import describe, translate
 from persistence.stores.redis.scripts import SCRIPTS
 from persistence.stores.redis.settings import Address, RedisOptions, Target
@@ -186,7 +187,7 @@ class Dialer:
 
     def where(self, address: Address) -> str:
         """A node as messages name it."""
-        return f"{address[0]}:{address[1]}"
+        return host_and_port(*address)
 
     async def dial(self, address: Address) -> Link:
         """A new connection that knows our scripts.

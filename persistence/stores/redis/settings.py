@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import attrs
 
 from persistence.errors import InvalidRequestError
-from persistence.settings import Properties, split_url
+from persistence.settings import Properties, host_and_port, split_url
 
 __all__ = ["Address", "RedisOptions", "Target", "parse_url"]
 
@@ -19,6 +19,7 @@ Address = tuple[str, int]
 """Host and port of a node."""
 
 _PORT: Final = 6379
+_DATABASE_DIGITS: Final = 9
 _PASSWORD_VARIABLES: Final = ("VALKEYCLI_AUTH", "REDISCLI_AUTH")
 
 
@@ -36,7 +37,8 @@ class Target:
 
     def __str__(self) -> str:
         kind = "redis+cluster" if self.cluster else "redis"
-        return f"{kind}://{self.host}:{self.port}" + ("" if self.cluster else f"/{self.database}")
+        place = host_and_port(self.host, self.port)
+        return f"{kind}://{place}" + ("" if self.cluster else f"/{self.database}")
 
 
 @attrs.frozen
@@ -86,8 +88,8 @@ class RedisOptions:
         with Properties("Redis", texts) as properties:
             options = RedisOptions(
                 prefix=properties.text("prefix", self.prefix),
-                lanes=properties.whole("lanes", self.lanes, least=1),
-                readers=properties.whole("readers", self.readers, least=1),
+                lanes=properties.connections("lanes", self.lanes),
+                readers=properties.connections("readers", self.readers),
                 connect_timeout=properties.seconds("connect_timeout", self.connect_timeout),
                 request_timeout=properties.seconds("request_timeout", self.request_timeout),
                 wait_timeout=properties.seconds("wait_timeout", self.wait_timeout),
@@ -116,7 +118,7 @@ class RedisOptions:
         addresses: list[Address] = []
         for entry in filter(None, self.nodes.split(",")):
             host, _, port = entry.strip().rpartition(":")
-            if not host or not (port.isascii() and port.isdecimal()):
+            if not host or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
                 raise InvalidRequestError(f"Redis option nodes={self.nodes!r} is not host:port,host:port")
             addresses.append((host.strip("[]"), int(port)))
         return addresses
@@ -135,7 +137,7 @@ def parse_url(url: str) -> tuple[Target, dict[str, str]]:
     secured, _, kind = parts.scheme.partition("+")
     cluster = kind == "cluster"
     path = parts.path.strip("/")
-    if path and not (path.isascii() and path.isdecimal()):
+    if path and not (path.isascii() and path.isdecimal() and len(path) <= _DATABASE_DIGITS):
         raise InvalidRequestError("the path of a Redis URL is the number of a database: redis://host/0")
     if cluster and int(path or 0):
         raise InvalidRequestError("a Redis cluster has no databases but number 0; leave the path out")

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from persistence import InvalidRequestError
-from persistence.settings import Properties, split_url
+from persistence.settings import Properties, host_and_port, split_url
 
 
 def test_absent_options_have_their_defaults() -> None:
@@ -80,6 +80,20 @@ def test_an_error_while_reading_is_not_hidden_by_unknown_options() -> None:
         properties.whole("lanes", 4)
 
 
+def test_a_number_of_connections_has_bounds() -> None:
+    assert Properties("etcd", {"lanes": "10000"}).connections("lanes", 1) == 10_000
+    for wrong in ("0", "10001", "999999999999999999", "9" * 5000):
+        with pytest.raises(InvalidRequestError, match="lanes"):
+            Properties("etcd", {"lanes": wrong}).connections("lanes", 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "place"), [("host", "host:1"), ("127.0.0.1", "127.0.0.1:1"), ("::1", "[::1]:1")]
+)
+def test_an_address_with_colons_stands_in_brackets(host: str, place: str) -> None:
+    assert host_and_port(host, 1) == place
+
+
 def test_the_rest_is_somebody_elses() -> None:
     with Properties("postgresql", {"lanes": "4", "sslmode": "require"}) as properties:
         assert properties.whole("lanes", 1) == 4
@@ -96,6 +110,13 @@ def test_a_url_has_parts_and_options() -> None:
 def test_a_number_sign_does_not_end_a_url() -> None:
     parts, options = split_url("redis://host/0?prefix=a#b")
     assert (parts.fragment, options) == ("", {"prefix": "a#b"})
+
+
+@pytest.mark.parametrize("url", ["redis://me:secret\ud800@host/0", "redis://host/0?prefix=\udfff"])
+def test_lone_surrogates_in_a_url_are_refused(url: str) -> None:
+    with pytest.raises(InvalidRequestError, match="lone surrogate") as refused:
+        split_url(url)
+    assert "secret" not in str(refused.value)
 
 
 def test_an_option_given_twice_is_refused() -> None:
@@ -115,6 +136,7 @@ def test_an_option_given_twice_is_refused() -> None:
         "redis://[me:secret]@host/0",
         "redis://me:secret\u2100@host/0",
         "redis://me:secret@[::1/0",
+        "redis://me:secret@host:0/0",
     ],
 )
 def test_what_is_no_url_is_refused_without_a_piece_of_the_password(url: str) -> None:
