@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +18,7 @@ from persistence import (
     SetRequest,
     StoreUnavailableError,
 )
-from persistence.stores.redis import RedisStore, from_url
+from persistence.stores.redis import RedisStore, from_url, writing
 from persistence.stores.redis.scripts import COMMIT
 from tests.support.relay import Fault, Relay
 from tests.support.servers import Server
@@ -102,6 +104,17 @@ async def test_commit_that_never_arrived_is_sent_again(store: RedisStore, relay:
     etag = await store.multi([put("key")])
     assert await struck(relay, Fault.LOSE_REQUEST, store, [put("key", b"new", etag)])
     assert await value(store, "key") == b"new"
+
+
+@pytest.mark.parametrize("clock", ["time", "monotonic"])
+async def test_what_was_sent_long_ago_is_unknown_by_whichever_clock(
+    store: RedisStore, relay: Relay, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = itertools.count(0, 3600)
+    other = {"time": "monotonic", "monotonic": "time"}[clock]
+    monkeypatch.setattr(writing, "time", SimpleNamespace(**{clock: hour.__next__, other: lambda: 0.0}))
+    with pytest.raises(CommitOutcomeUnknownError):
+        await struck(relay, Fault.LOSE_REQUEST, store, [put("key")])
 
 
 async def test_commit_that_arrives_late_has_no_effect(store: RedisStore, relay: Relay) -> None:

@@ -54,6 +54,18 @@ class LaneOptions:
     keeps_logs: bool
 
 
+class _Moment:
+    """When something was done, by two clocks: one can be set back, the other sleeps with the machine."""
+
+    def __init__(self) -> None:
+        self._clocks = (time.time(), time.monotonic())
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago it was, by the clock that has gone further."""
+        return max(time.time() - self._clocks[0], time.monotonic() - self._clocks[1])
+
+
 class Lane:
     """Carries out batches, one at a time."""
 
@@ -119,7 +131,7 @@ class Lane:
         outcomes: dict[int, Outcome] = {}
         left = list(calls)
         for _ in range(_ATTEMPTS):
-            sent = time.time()
+            sent = _Moment()
             try:
                 outcomes |= await self._make(address, left)
                 break
@@ -190,7 +202,7 @@ class Lane:
         return link
 
     async def _find_out(
-        self, address: Address, calls: Sequence[Call], lost: LinkLostError, sent: float
+        self, address: Address, calls: Sequence[Call], lost: LinkLostError, sent: _Moment
     ) -> dict[int, Outcome]:
         """What became of calls whose answers are missing; those that never took place are left out."""
         where = self._dialer.where(address)
@@ -214,7 +226,7 @@ class Lane:
                     undecided.append(call)
                 elif outcome.startswith(call.id.encode()):
                     known[id(call)] = outcome[ETAG_BYTES:] or 0
-                elif not self._ended(address, call) or not 0 <= time.time() - sent < _TRUSTED_SECONDS:
+                elif not self._ended(address, call) or not 0 <= sent.age_seconds < _TRUSTED_SECONDS:
                     known[id(call)] = unknown
             left = undecided
             if left:
