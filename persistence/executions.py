@@ -12,6 +12,7 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `i/<namespace>/<group>/<task>` | immediate task, or a timer that is due |
 | `d/<task>` | dead letter |
 | `h/<namespace>/<id>/<run>/<count>` | what one commit has changed in an execution that keeps its history |
+| `p/<namespace>/<id>/<run>` | news for the process that runs the shard: the execution is not what it was |
 | `q/<namespace>/<id>/<run>/<task>` | task that has come up while its execution was paused |
 | `x/<due>/<namespace>/<id>/<run>` | when a closed execution is deleted |
 | `z/<namespace>/<id>/<run>/<ordinal>` | tombstone: rows that are still to be deleted, or put back |
@@ -50,9 +51,11 @@ __all__ = [
     "history_prefix",
     "member_key",
     "node_prefix",
+    "notice_key",
     "parked_key",
     "parked_prefix",
     "parse_execution_key",
+    "parse_expiry_key",
     "parse_group_prefix",
     "prefix_end",
     "segment",
@@ -144,7 +147,7 @@ def execution_keys(namespace: str, id_: str, run_id: str) -> tuple[str, str]:
 
 
 def parse_execution_key(key: str) -> tuple[str, str, str]:
-    """Namespace, id and run id, as given to `execution_key`."""
+    """Namespace, id and run id, as given to `execution_key` or `notice_key`."""
     _, namespace, id_, run_id = key.split("/")
     return unescape(namespace), unescape(id_), unescape(run_id)
 
@@ -217,3 +220,14 @@ def history_key(namespace: str, id_: str, run_id: str, count: int) -> str:
 def expiry_key(due_nanos: int, namespace: str, id_: str, run_id: str) -> str:
     """Key of the row that tells when a closed execution is deleted."""
     return f"x/{max(due_nanos, 0):020d}/{escape(namespace)}/{escape(id_)}/{escape(run_id)}"
+
+
+def parse_expiry_key(key: str) -> tuple[str, str, str]:
+    """Namespace, id and run id, as given to `expiry_key`."""
+    _, _, namespace, id_, run_id = key.split("/")
+    return unescape(namespace), unescape(id_), unescape(run_id)
+
+
+def notice_key(namespace: str, id_: str, run_id: str) -> str:
+    """Key of the row that tells whoever runs the shard to look at an execution again."""
+    return "p" + execution_key(namespace, id_, run_id)[1:]

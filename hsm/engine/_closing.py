@@ -47,24 +47,39 @@ async def pending_tasks(store: EngineStore, execution: Execution, limit: int) ->
     return [*execution.root._tasks, *tasks][:limit]
 
 
-def termination(reason: str, tasks: Sequence[StateMachineTask], request: str = "") -> Amendment:
+def termination(
+    reason: str, tasks: Sequence[StateMachineTask], request: str = "", *, notice: bool
+) -> Amendment:
     """Close an execution by force, and delete the rows of these tasks; others are dropped as they come up."""
 
     def amend(planner: Planner, row: ExecutionRow) -> None:
         row.status = ExecutionStatus.EXECUTION_STATUS_TERMINATED
         row.close_nanos = planner.now_nanos
         row.close_reason = reason
-        del row.paused[:]
+        if row.paused:
+            del row.paused[:]
+            # They come up once more, and are dropped.
+            planner.put_back(row)
+            planner.commit.tombstones = True
         if request:
             remember(row, request)
         for task in tasks:
             planner.withdraw(task)
+        if notice:
+            planner.notice()
 
     return amend
 
 
 async def terminate(
-    executions: Executions, store: EngineStore, limit: int, key: ExecutionKey, reason: str, request_id: str
+    executions: Executions,
+    store: EngineStore,
+    limit: int,
+    key: ExecutionKey,
+    reason: str,
+    request_id: str,
+    *,
+    notice: bool,
 ) -> None:
     """See `Engine.terminate`."""
     request = request_id and f"terminate:{request_id}"
@@ -77,7 +92,7 @@ async def terminate(
         if request and has_seen(execution.row, request):
             return None, None
         check_running(execution)
-        return None, termination(reason, tasks, request)
+        return None, termination(reason, tasks, request, notice=notice)
 
     await operate(executions, key, act, before=before)
 

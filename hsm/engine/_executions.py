@@ -24,6 +24,7 @@ from hsm.engine._transaction import (
     roll_back,
     seal,
 )
+from hsm.engine.clock import nanos_of
 from hsm.engine.ids import IdSource
 from hsm.engine.options import EngineOptions
 from hsm.errors import (
@@ -83,6 +84,7 @@ class Executions:
         self._ids = ids
         self._shard_count = shard_count
         self.committed = committed
+        self._retention = nanos_of(options.retention) if options.retention is not None else 0
         self._cache: OrderedDict[ExecutionKey, Execution] = OrderedDict()
 
     def partition(self, key: ExecutionKey) -> str:
@@ -132,6 +134,12 @@ class Executions:
         execution.stale = True
         if self._cache.get(execution.key) is execution:
             del self._cache[execution.key]
+
+    def forget(self, key: ExecutionKey) -> None:
+        """Read an execution anew when it is needed next."""
+        execution = self._cache.get(key)
+        if execution is not None:
+            self.evict(execution)
 
     async def acquire(self, key: ExecutionKey, *, fresh: bool) -> Execution:
         """The execution, locked; if `fresh`, as it is in the store now.
@@ -335,6 +343,7 @@ class Executions:
             keep_claim=keep_claim,
             removed=removed,
             amend=amend,
+            retention_nanos=self._retention,
         )
 
     async def commit(

@@ -11,7 +11,7 @@ from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine.clock import Clock
 from persistence.executions import AFTER_SLASH, group_prefix, parse_group_prefix, prefix_end, timer_key
-from persistence.store import EngineStore
+from persistence.store import EngineStore, Item
 
 __all__ = ["Loader"]
 
@@ -30,8 +30,10 @@ class Loader:
         clock: Clock,
         window: int,
         spawn: Callable[[Callable[[], Coroutine[None, None, None]]], None],
+        noticed: Callable[[str, Item], None],
     ) -> None:
         self._store = store
+        self._noticed = noticed
         self._clock = clock
         self._window = window
         self._spawn = spawn
@@ -173,7 +175,7 @@ class Loader:
         if shard is None:
             return
         shard.cursors.begin(self._clock.time_ns())
-        for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "o" + AFTER_SLASH)):
+        for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "p" + AFTER_SLASH)):
             position: str | None = start
             while position is not None:
                 position = await self._read_on(partition, position, end, shard.cursors)
@@ -184,6 +186,10 @@ class Loader:
         prefix = ""
         async for item in self._store.scan(partition, start, end):
             key = item.key
+            if key[0] == "p":
+                # It comes after the last of the queues, so that nobody has to ask for it.
+                self._noticed(partition, item)
+                continue
             if not prefix or not key.startswith(prefix):
                 prefix = key[: key.rindex("/") + 1]
                 if self._dispatcher.overflows(parse_group_prefix(prefix)):

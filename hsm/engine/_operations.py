@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from hsm.engine import _closing
-from hsm.engine._executions import Executions
+from collections.abc import Sequence
+from typing import Final
+
+from hsm.engine import _closing, _deletion, _pausing
+from hsm.engine._executions import Executions, translated
+from hsm.engine._logs import engine_logger
 from hsm.engine._shards import Shards
 from hsm.engine.options import EngineOptions
+from hsm.errors import StorageUnavailableError
+from hsm.machine import Key
 from hsm.ref import ExecutionKey
+from persistence.errors import PersistenceError
 from persistence.store import EngineStore
 
 __all__ = ["Operations"]
+
+_log: Final = engine_logger()
 
 
 class Operations:
@@ -32,7 +41,10 @@ class Operations:
             ExecutionNotFoundError: there is no such execution.
         """
         limit = self._options.delete_rows
-        await _closing.terminate(self._executions, self._store, limit, key, reason, request_id)
+        partition = self._executions.partition(key)
+        notice = self._tells_others(partition)
+        await _closing.terminate(self._executions, self._store, limit, key, reason, request_id, notice=notice)
+        self._shards.notify(partition)
 
     async def cancel(self, key: ExecutionKey, reason: str = "", *, request_id: str = "") -> None:
         """Ask an execution to end: a transition of its root, whose data is `Cancellable`.
@@ -45,3 +57,56 @@ class Operations:
             ExecutionNotFoundError: there is no such execution.
         """
         await _closing.cancel(self._executions, key, reason, request_id)
+
+    async def pause(self, key: ExecutionKey, path: Sequence[Key] = ()) -> None:
+        """Let no task of an execution run from now on, or of the machine at `path` and those below it.
+
+        What runs at this moment goes on. Everything can be read and written as before, and transitions ask
+        for tasks as ever; these are put aside when they come up, and no attempt is counted. Another process
+        that runs the shard learns of it within its poll interval.
+
+        Raises:
+            ExecutionClosedError: it was terminated.
+            StateMachineNotFoundError: there is no machine at `path`.
+            ExecutionNotFoundError: there is no such execution.
+        """
+        partition = self._executions.partition(key)
+        await _pausing.pause(self._executions, key, path, notice=self._tells_others(partition))
+        self._shards.notify(partition)
+
+    async def resume(self, key: ExecutionKey, path: Sequence[Key] | None = None) -> None:
+        """Let the tasks run again: of all machines, or of those that were paused by this `path`.
+
+        Tasks that have come up meanwhile, timers too, run at once. After an error it can be called again.
+
+        Raises:
+            ExecutionClosedError: it was terminated.
+            ExecutionNotFoundError: there is no such execution.
+        """
+        await self._sweep(await _pausing.resume(self._executions, key, path))
+
+    async def delete(self, key: ExecutionKey, *, force: bool = False) -> None:
+        """Delete an execution that is closed, or with `force` any; its tasks and dead letters, too.
+
+        From the first commit on nobody finds it any more, and its id is free; its rows are deleted after
+        that, if need be by whoever runs the shard. A run id must not be used again.
+
+        Raises:
+            ExecutionRunningError: it is not closed.
+            ExecutionNotFoundError: there is no such execution.
+        """
+        partition = await _deletion.delete(self._executions, self._store, key, force=force)
+        try:
+            await self._sweep(partition)
+        except StorageUnavailableError as error:
+            _log.info("the rows of a deleted execution are left to be swept later: %s", error)
+
+    async def _sweep(self, partition: str) -> None:
+        try:
+            await self._shards.sweep_now(partition)
+        except PersistenceError as error:
+            raise translated(error) from error
+
+    def _tells_others(self, partition: str) -> bool:
+        """Whether somebody else may run tasks of this shard, and has to be told."""
+        return partition not in self._shards.loader

@@ -18,8 +18,8 @@ from hsm.registry import Registry
 from hsm.task import Singleton, Task
 from hsm.tree import Node
 from hsm.tree._operation import Deleted, compact
-from persistence.executions import dead_letter_key, parked_key, tombstone_key
-from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, TombstoneRow
+from persistence.executions import dead_letter_key, expiry_key, notice_key, parked_key, tombstone_key
+from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, TombstoneKind, TombstoneRow
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
 from persistence.store import CheckRequest, DeleteRequest, SetRequest
 
@@ -32,14 +32,26 @@ _FAILED: Final = ExecutionStatus.EXECUTION_STATUS_FAILED
 
 
 class Planner:
-    __slots__ = ("commit", "execution", "ids", "now_nanos", "operations", "partition", "registry")
+    __slots__ = (
+        "_retention",
+        "commit",
+        "execution",
+        "ids",
+        "now_nanos",
+        "operations",
+        "partition",
+        "registry",
+    )
 
-    def __init__(self, registry: Registry, ids: IdSource, execution: Execution, now_nanos: int) -> None:
+    def __init__(
+        self, registry: Registry, ids: IdSource, execution: Execution, now_nanos: int, retention_nanos: int
+    ) -> None:
         self.registry = registry
         self.ids = ids
         self.execution = execution
         self.partition = execution.partition
         self.now_nanos = now_nanos
+        self._retention = retention_nanos
         self.commit = Commit(execution)
         self.operations = self.commit.operations
 
@@ -91,6 +103,8 @@ class Planner:
         if amend is not None:
             amend(self, row)
             self.commit.amended = True
+        if row.close_nanos != execution.row.close_nanos:
+            self._schedule_expiry(row)
         self.commit.set_row(row)
         self.operations.insert(
             0,
@@ -101,6 +115,29 @@ class Planner:
                 etag=execution.etag,
             ),
         )
+
+    def put_back(self, row: ExecutionRow) -> None:
+        """Have the parked tasks of the execution put back into their queues, by whoever sweeps."""
+        state = self.execution.root._state
+        tombstone = TombstoneRow(kind=TombstoneKind.TOMBSTONE_KIND_PARKED)
+        name = tombstone.execution
+        name.namespace, name.id, name.run_id = self.execution.key
+        self.write(tombstone_key(*self.execution.key, state.take_ordinal()), tombstone.SerializeToString())
+        row.next_ordinal = state.next_ordinal
+
+    def notice(self) -> None:
+        """Tell whoever runs the shard, in another process, to read the execution anew."""
+        self.write(notice_key(*self.execution.key), b"")
+
+    def _schedule_expiry(self, row: ExecutionRow) -> None:
+        """Have a closed execution deleted in time, and one that has been opened again not."""
+        key = self.execution.key
+        if row.expiry_nanos:
+            self.delete(expiry_key(row.expiry_nanos, *key))
+            row.expiry_nanos = 0
+        if row.close_nanos and self._retention:
+            row.expiry_nanos = row.close_nanos + self._retention
+            self.write(expiry_key(row.expiry_nanos, *key), b"")
 
     def new_task(
         self, pending: dict[Node, list[StateMachineTask]], node: Node, count: int, task: Task
@@ -224,6 +261,7 @@ def plan(
     keep_claim: bool = False,
     removed: Sequence[Removed] = (),
     amend: Amendment | None = None,
+    retention_nanos: int = 0,
 ) -> Commit:
     """Work out the commit of what has been done to the execution's tree.
 
@@ -236,11 +274,12 @@ def plan(
         keep_claim: the claim's row stays.
         removed: what `find_removed` has found.
         amend: what else changes, besides the tree.
+        retention_nanos: how long closed executions are kept; 0: for ever.
 
     Raises:
         NotRegisteredError, SerializationError: a task cannot be written.
     """
-    planner = Planner(registry, ids, execution, now_nanos)
+    planner = Planner(registry, ids, execution, now_nanos, retention_nanos)
     commit, operations = planner.commit, planner.operations
     state = execution.root._state
     changed = {node: None for node, row in state.dirty.items() if row}

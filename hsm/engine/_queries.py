@@ -26,10 +26,17 @@ from persistence.executions import (
     AFTER_SLASH,
     dead_letter_key,
     escape,
+    parked_key,
     parse_execution_key,
     prefix_end,
 )
-from persistence.proto.execution_pb2 import DeadLetterRow, ExecutionRow, ExecutionStatus, TaskRow
+from persistence.proto.execution_pb2 import (
+    DeadLetterRow,
+    ExecutionRow,
+    ExecutionStatus,
+    ParkedTaskRow,
+    TaskRow,
+)
 from persistence.proto.hsm_pb2 import StateMachineTask
 from persistence.store import EngineStore, Item
 
@@ -140,7 +147,7 @@ async def execution_tree(
             # Those of a terminated execution do not run any more, though its machines still name them.
             waiting = () if terminated else tasks
             rows = await find_rows(store, partition, key, waiting, in_memory, limit=_ROWS_TO_LOOK_AT)
-            pending = tuple(_pending(registry, task, rows.get(task.id)) for task in waiting)
+            pending = tuple(_pending(registry, key, task, rows.get(task.id)) for task in waiting)
             state = node.state or ("" if node.path else execution.row.state)
             described.append(attrs.evolve(node, state=state, tasks=pending))
     except PersistenceError as error:
@@ -162,7 +169,9 @@ def _describe(root: Node) -> list[tuple[NodeInfo, tuple[StateMachineTask, ...]]]
     return described
 
 
-def _pending(registry: Registry, task: StateMachineTask, item: Item | None) -> PendingTask:
+def _pending(
+    registry: Registry, execution: ExecutionKey, task: StateMachineTask, item: Item | None
+) -> PendingTask:
     registration = registry.task(task.type)
     name = registration.task.type.name if registration is not None else str(task.type)
     kind = kind_of(task.kind)
@@ -171,7 +180,10 @@ def _pending(registry: Registry, task: StateMachineTask, item: Item | None) -> P
     if item.key == dead_letter_key(task.id):
         letter = decode_row(DeadLetterRow, item.key, item.value)
         return PendingTask(task.id, name, kind, letter.task.failures, None, f"dead-lettered: {letter.error}")
-    row = decode_row(TaskRow, item.key, item.value)
+    if item.key == parked_key(*execution, task.id):
+        row = decode_row(ParkedTaskRow, item.key, item.value).task
+    else:
+        row = decode_row(TaskRow, item.key, item.value)
     not_before = from_nanos(row.not_before_nanos) if row.not_before_nanos else None
     return PendingTask(task.id, name, kind, row.failures, not_before, row.last_error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Final
 
@@ -18,11 +18,14 @@ from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine._sweeper import sweep
 from hsm.engine.clock import nanos_of, sleep_until
 from hsm.engine.options import EngineOptions
+from hsm.ref import ExecutionKey
 from persistence.errors import PersistenceError, StoreUnavailableError
-from persistence.executions import shard_partition
-from persistence.store import EngineStore
+from persistence.executions import parse_execution_key, shard_partition
+from persistence.store import DeleteRequest, EngineStore, Item
 
 __all__ = ["Shards"]
+
+_TEND_NANOS: Final = 60 * 10**9
 
 _log: Final = engine_logger()
 # Of its own, for programs that tell of an outage in another way.
@@ -59,7 +62,7 @@ class Shards:
         self._leases = Leases(store, count, options.lease_seconds, new_id, self._take, self._leave)
         self._bell = Bell(store, self.spawn)
         self.partitions: list[str] = [shard_partition(shard) for shard in range(count)]
-        self.loader: Loader = Loader(store, options.clock, options.timer_window, self.spawn)
+        self.loader: Loader = Loader(store, options.clock, options.timer_window, self.spawn, self._noticed)
         self.dispatcher: Dispatcher = Dispatcher(
             options.clock,
             policies,
@@ -82,6 +85,16 @@ class Shards:
         self._recovered = True
         self._looking = False
         self._stopped = False
+        self._forget: Callable[[ExecutionKey], None] = _nothing
+        self._expire: Callable[[str, int], Awaitable[bool]] | None = None
+        self._tend_at = self._now() + _TEND_NANOS
+
+    def attend(
+        self, forget: Callable[[ExecutionKey], None], expire: Callable[[str, int], Awaitable[bool]] | None
+    ) -> None:
+        """Call `forget` for executions that others have paused or closed; `expire` deletes closed ones."""
+        self._forget = forget
+        self._expire = expire
 
     @property
     def busy(self) -> bool:
@@ -141,6 +154,15 @@ class Shards:
     def sweep(self, partition: str) -> None:
         """Delete what the tombstones of a shard cover, or leave it to its owner."""
         self.spawn(partial(self._sweep, partition))
+
+    async def sweep_now(self, partition: str) -> None:
+        """Do what the tombstones of a shard ask for, whoever runs it."""
+        await sweep(self._store, partition, self.queued)
+
+    def notify(self, partition: str) -> None:
+        """Tell whoever runs a shard to look at it."""
+        if partition not in self.loader:
+            self._bell.ring(self.partitions.index(partition))
 
     def spawn(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Do something in the background; what it does not get done, a poll does."""
@@ -241,8 +263,24 @@ class Shards:
             await self.loader.poll(until, rung)
         else:
             await self.loader.poll(until)
+        if self._now() >= self._tend_at:
+            await self._tend()
         while self._unswept:
             await self._sweep(self._unswept.pop())
+
+    async def _tend(self) -> None:
+        """What can wait: executions whose time is over, and what others have left half done."""
+        self._tend_at = self._now() + _TEND_NANOS
+        for partition in self.loader.partitions:
+            while self._expire is not None and await self._expire(partition, self._now()):
+                pass
+            self._unswept.add(partition)
+
+    def _noticed(self, partition: str, item: Item) -> None:
+        """Another process has changed what an execution may do."""
+        self._forget(ExecutionKey(*parse_execution_key(item.key)))
+        request = DeleteRequest(partition=partition, key=item.key, etag=item.etag)
+        self.spawn(lambda: self._store.delete(request))
 
     async def _read(self, partition: str) -> None:
         self._unread.discard(partition)
@@ -255,7 +293,7 @@ class Shards:
     async def _sweep(self, partition: str) -> None:
         """Sweep a shard; what fails is begun again after the next poll."""
         try:
-            await sweep(self._store, partition)
+            await sweep(self._store, partition, self.queued)
         except BaseException:
             self._unswept.add(partition)
             raise
@@ -274,3 +312,7 @@ class Shards:
 
     def _now(self) -> int:
         return self._options.clock.time_ns()
+
+
+def _nothing(_: ExecutionKey) -> None:
+    """For queues without executions."""

@@ -78,7 +78,7 @@ class Start(Generic[ResultT]):
     conflict: ConflictPolicy = ConflictPolicy.FAIL
     reuse: ReusePolicy = ReusePolicy.REJECT
     row: ExecutionRow = attrs.field(factory=ExecutionRow)
-    results: list[ResultT] = attrs.field(factory=list)
+    results: list[ResultT] = attrs.field(factory=list[ResultT])
     started: bool = False
     once: bool = attrs.field(default=attrs.Factory(lambda self: self.is_strict, takes_self=True))
     raw: bytes | None = None
@@ -105,6 +105,7 @@ class Starter:
         now: Callable[[], int],
         new_id: Callable[[], str],
         withdrawn: int,
+        notice: Callable[[str], bool],
     ) -> None:
         self._executions = executions
         self._store = store
@@ -112,6 +113,7 @@ class Starter:
         self._now = now
         self._new_id = new_id
         self._withdrawn = withdrawn
+        self._notice = notice
 
     async def start(self, start: Start[ResultT]) -> Ref:
         """Write a new run, unless the same request has done so before, or the policies say otherwise.
@@ -317,7 +319,11 @@ class Starter:
         begin(execution)
         try:
             reason = "replaced by a new run"
-            commit = executions.plan(execution, self._now(), amend=termination(reason, tasks))
+            commit = executions.plan(
+                execution,
+                self._now(),
+                amend=termination(reason, tasks, notice=self._notice(execution.partition)),
+            )
             seal(execution)
             try:
                 ref = await self._create(

@@ -1,44 +1,80 @@
-"""Sweeping: the rows of deleted subtrees that were too many for the commit that deleted them."""
+"""Sweeping: rows that were too many for the commit that deleted them, or put them back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hsm.engine._execution import decode_row
 from hsm.engine._logs import engine_logger, of_partition
-from hsm.engine._rows import task_row_key
+from hsm.engine._rows import QueuedTask, task_row_key
 from hsm.errors import SerializationError
+from hsm.ref import ExecutionKey
 from persistence.errors import ETagMismatchError
-from persistence.executions import AFTER_SLASH, node_prefix
-from persistence.proto.execution_pb2 import TombstoneRow
-from persistence.proto.hsm_pb2 import StateMachineNode
-from persistence.store import DeleteRequest, EngineStore, Item, Operation
+from persistence.executions import (
+    AFTER_SLASH,
+    dead_letter_key,
+    history_prefix,
+    node_prefix,
+    parked_prefix,
+    prefix_end,
+)
+from persistence.proto.execution_pb2 import DeadLetterRow, ParkedTaskRow, TombstoneKind, TombstoneRow
+from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
+from persistence.store import DeleteRequest, EngineStore, Item, Operation, SetRequest
 
 __all__ = ["sweep"]
 
 _log: Final = engine_logger()
-_ROWS_A_COMMIT = 100
+_ROWS_A_COMMIT: Final = 100
+_EXECUTION: Final = TombstoneKind.TOMBSTONE_KIND_EXECUTION
+_PARKED: Final = TombstoneKind.TOMBSTONE_KIND_PARKED
 
 
-async def sweep(store: EngineStore, partition: str) -> None:
-    """Delete what the tombstones of a shard cover, then the tombstones. May be broken off and begun again."""
+async def sweep(
+    store: EngineStore, partition: str, queued: Callable[[str, Sequence[QueuedTask]], None]
+) -> None:
+    """Do what the tombstones of a shard ask for, then delete them. May be broken off and begun again.
+
+    Tasks that are put back into their queues are handed to `queued`.
+    """
     tombstones = [item async for item in store.scan(partition, "z/", "z" + AFTER_SLASH)]
+    rows: list[tuple[Item, TombstoneRow]] = []
     for tombstone in tombstones:
         try:
-            row = decode_row(TombstoneRow, tombstone.key, tombstone.value)
+            rows.append((tombstone, decode_row(TombstoneRow, tombstone.key, tombstone.value)))
         except SerializationError as error:
             _log.error("a tombstone is left alone: %s", error, extra=of_partition(partition))
-            continue
-        key = row.execution
-        start = node_prefix(key.namespace, key.id, key.run_id) + row.segments
-        batch: list[Item] = []
-        async for item in store.scan(partition, start + "/", start + AFTER_SLASH):
-            batch.append(item)
-            if len(batch) == _ROWS_A_COMMIT:
-                await _delete(store, partition, row, batch)
-                batch = []
-        await _delete(store, partition, row, batch)
+    deleted = {_key(row) for _, row in rows if row.kind == _EXECUTION}
+    if deleted:
+        await _sweep_dead_letters(store, partition, deleted)
+    for tombstone, row in rows:
+        if row.kind == _EXECUTION:
+            await _sweep_execution(store, partition, row)
+        elif row.kind == _PARKED:
+            await _put_back(store, partition, row, queued)
+        else:
+            await _sweep_subtree(store, partition, row)
         await _delete_row(store, partition, tombstone)
+
+
+def _key(row: TombstoneRow) -> ExecutionKey:
+    key = row.execution
+    return ExecutionKey(key.namespace, key.id, key.run_id)
+
+
+# Subtrees
+
+
+async def _sweep_subtree(store: EngineStore, partition: str, row: TombstoneRow) -> None:
+    start = node_prefix(*_key(row)) + row.segments
+    batch: list[Item] = []
+    async for item in store.scan(partition, start + "/", start + AFTER_SLASH):
+        batch.append(item)
+        if len(batch) == _ROWS_A_COMMIT:
+            await _delete(store, partition, row, batch)
+            batch = []
+    await _delete(store, partition, row, batch)
 
 
 async def _delete(store: EngineStore, partition: str, tombstone: TombstoneRow, batch: list[Item]) -> None:
@@ -74,3 +110,78 @@ async def _delete_row(store: EngineStore, partition: str, item: Item) -> None:
     except ETagMismatchError:
         # Written again, or swept by another process: in both cases not ours to delete.
         return
+
+
+# Whole executions
+
+
+async def _sweep_execution(store: EngineStore, partition: str, row: TombstoneRow) -> None:
+    """Delete all rows of an execution; nobody writes any more of them."""
+    key = _key(row)
+    keys = _task_keys(key.namespace, row.tasks)
+    for prefix in (node_prefix(*key), history_prefix(*key), parked_prefix(*key)):
+        async for item in store.scan(partition, prefix, prefix_end(prefix)):
+            if prefix[0] == "n":
+                keys += _task_keys(key.namespace, _tasks_of(item))
+            keys.append(item.key)
+            if len(keys) >= _ROWS_A_COMMIT:
+                await _delete_keys(store, partition, keys)
+                keys = []
+    await _delete_keys(store, partition, keys)
+
+
+def _tasks_of(item: Item) -> Iterable[StateMachineTask]:
+    try:
+        return decode_row(StateMachineNode, item.key, item.value).tasks
+    except SerializationError:
+        # Its tasks find out by themselves.
+        return ()
+
+
+def _task_keys(namespace: str, tasks: Iterable[StateMachineTask]) -> list[str]:
+    return [task_row_key(namespace, task) for task in tasks]
+
+
+async def _delete_keys(store: EngineStore, partition: str, keys: Sequence[str]) -> None:
+    size = min(_ROWS_A_COMMIT, store.limits.operations)
+    for start in range(0, len(keys), size):
+        await store.multi([DeleteRequest(partition=partition, key=key) for key in keys[start : start + size]])
+
+
+async def _sweep_dead_letters(store: EngineStore, partition: str, deleted: set[ExecutionKey]) -> None:
+    keys: list[str] = []
+    async for item in store.scan(partition, dead_letter_key(""), "d" + AFTER_SLASH):
+        try:
+            name = decode_row(DeadLetterRow, item.key, item.value).task.execution
+        except SerializationError:
+            continue
+        if ExecutionKey(name.namespace, name.id, name.run_id) in deleted:
+            keys.append(item.key)
+    await _delete_keys(store, partition, keys)
+
+
+# Parked tasks
+
+
+async def _put_back(
+    store: EngineStore,
+    partition: str,
+    row: TombstoneRow,
+    queued: Callable[[str, Sequence[QueuedTask]], None],
+) -> None:
+    """Put the parked tasks of an execution back into their queues, where they may be parked again."""
+    prefix = parked_prefix(*_key(row))
+    async for item in store.scan(partition, prefix, prefix_end(prefix)):
+        parked = decode_row(ParkedTaskRow, item.key, item.value)
+        task = QueuedTask.of_row(partition, parked.row_key, "", parked.task)
+        try:
+            task.etag = await store.multi(
+                [
+                    DeleteRequest(partition=partition, key=item.key, etag=item.etag),
+                    SetRequest(partition=partition, key=task.key, value=task.value()),
+                ]
+            )
+        except ETagMismatchError:
+            # Somebody else sweeps here, too.
+            continue
+        queued(partition, [task])

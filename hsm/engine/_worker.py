@@ -11,6 +11,7 @@ from hsm.engine._executions import Executions, translated
 from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
 from hsm.engine._logs import engine_logger, of_task
+from hsm.engine._pausing import park
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, decode_task, kind_of
@@ -20,6 +21,7 @@ from hsm.errors import (
     DestinationDownError,
     Disposition,
     HSMError,
+    PausedError,
     RetryLaterError,
     SerializationError,
     disposition,
@@ -183,7 +185,11 @@ class Worker:
                 self._ended(outcome, error)
                 self._dispatcher.finish(task)
             elif answer is Disposition.RETRY_UNCOUNTED and error is not None:
-                self._wait(task, error, asked)
+                if isinstance(error, PausedError) and await park(self._executions, self._store, task):
+                    self._ended(Outcome.POSTPONED, error)
+                    self._dispatcher.finish(task)
+                else:
+                    self._wait(task, error, asked)
             elif error is not None:
                 await self._retry_or_bury(task, error, answer, asked)
         except HSMError as failure:

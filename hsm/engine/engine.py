@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 from hsm.engine import _queries
 from hsm.engine._access import Access
 from hsm.engine._commit import Commit
+from hsm.engine._deletion import expire
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions, translated
 from hsm.engine._observed import EngineGauges, ObservedExecutions, ObservedWorker, harmlessly, use
@@ -99,7 +100,13 @@ class Engine(Operations):
         self._executions = executions(store, self._registry, options, self._ids, shards, self._committed)
         policies = Policies(options)
         self._starter = Starter(
-            self._executions, store, self._registry, options.clock.time_ns, self._new_id, options.delete_rows
+            self._executions,
+            store,
+            self._registry,
+            options.clock.time_ns,
+            self._new_id,
+            options.delete_rows,
+            self._tells_others,
         )
         self._shards = Shards(
             store,
@@ -111,6 +118,7 @@ class Engine(Operations):
             self._wake_drainers,
             self._repair_shard if options.repair_shards else None,
         )
+        self._shards.attend(self._executions.forget, self._expire if options.retention is not None else None)
         self._dispatcher = self._shards.dispatcher
         self._worker = worker(
             self,
@@ -378,6 +386,9 @@ class Engine(Operations):
                 f"task {ref.task_id} cannot be kept: without `validate`, its own write makes it stale"
             )
         return task
+
+    async def _expire(self, partition: str, now_nanos: int) -> bool:
+        return await expire(self._executions, self._store, partition, now_nanos)
 
     def _committed(self, execution: Execution, commit: Commit) -> None:
         if self._watchers:

@@ -79,6 +79,7 @@ class EngineOptions:
         cached_executions: trees kept in memory.
         loaded_nodes: rows of a tree that are read at once; a larger tree is loaded in parts.
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
+        retention: how long executions are kept that have closed, to the minute or the poll; None is for ever.
         drain_timeout: how long running tasks may take to end when the engine closes.
         telemetry: hears of commits and runs of tasks; None costs nothing.
     """
@@ -105,5 +106,6 @@ class EngineOptions:
     cached_executions: int = 10_000
     loaded_nodes: int = 128
     delete_rows: int = 100
+    retention: timedelta | None = None
     drain_timeout: timedelta = timedelta(seconds=30)
     telemetry: Telemetry | None = None

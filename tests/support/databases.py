@@ -71,7 +71,7 @@ class Database:
     async def check(self) -> None:
         """Nodes and queues agree: every pending task has one row, and every row its pending task."""
         rows = await self.rows()
-        queue = {item.key.rpartition("/")[2] for _, item in rows if item.key[:2] in {"t/", "o/", "i/"}}
+        queue = {item.key.rpartition("/")[2] for _, item in rows if item.key[:2] in {"t/", "o/", "i/", "q/"}}
         dead = {item.key.removeprefix("d/") for _, item in rows if item.key.startswith("d/")}
         expected: set[str] = set()
         for _, item in rows:
