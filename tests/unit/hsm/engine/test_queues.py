@@ -206,7 +206,7 @@ async def test_row_that_is_read_before_its_task_ends_does_not_run_it_again(
         assert len(page) == 1
 
         async def hold(call: StoreCall) -> None:
-            if call.method == "scan" and call.request == ("exec/0", "o/", "o0"):
+            if call.method == "scan" and call.request == ("exec/0", "o/", "p0"):
                 reached.set()
 
         store.before = hold
