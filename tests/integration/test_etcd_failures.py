@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -198,6 +198,37 @@ async def test_killed_server_is_told_at_once_and_used_again_when_it_is_back(new_
         assert await etag_of(store, "key") == etag
         await store.set(put("key", b"3", etag=etag))
         await store.ping()
+
+
+async def test_commit_to_a_cluster_that_was_set_back_to_a_backup_takes_place(new_server: NewServer) -> None:
+    server = new_server("etcd", durable=True)
+    assert isinstance(server, EtcdServer)
+    backup = server.folder.path / "backup"
+    async with from_url(server.fresh_url()) as store:
+        await store.set(put("key", b"in the backup"))
+        server.kill()
+        server.run("cp", "-a", str(server.data), str(backup))
+        server.start()
+        for number in range(9):
+            await eventually(lambda: store.set(put(f"lost {number}")))  # noqa: B023  it is awaited at once
+        server.kill()
+        server.run("rm", "-r", str(server.data))
+        server.run("mv", str(backup), str(server.data))
+        server.start()
+        await eventually(lambda: store.set(put("after", b"x")))
+        assert await value_of(store, "after") == b"x"
+        assert await value_of(store, "key") == b"in the backup"
+        assert await value_of(store, "lost 0") is None
+
+
+async def eventually(act: Callable[[], Awaitable[None]]) -> None:
+    """Do something as soon as the server answers again."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await act()
+            except StoreUnavailableError:
+                await asyncio.sleep(0.05)
 
 
 async def test_token_that_the_server_has_forgotten_is_replaced(new_server: NewServer) -> None:

@@ -157,8 +157,8 @@ class Committer:
                 outcome = await self._look_back(transactions, revision)
             else:
                 self._leases.give_back(leases.values())
-                deleted = f"somebody has deleted the mark of commits in {self._client.cluster}"
-                raise _TryAgainError(StoreUnavailableError(deleted))
+                gone = f"the mark of commits in {self._client.cluster} was deleted or set back to a backup's"
+                raise _TryAgainError(StoreUnavailableError(gone))
         self._give_back_unused(leases, transactions, outcome)
         return outcome
 

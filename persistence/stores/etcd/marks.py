@@ -50,15 +50,14 @@ class Mark:
         """Take note of a commit."""
         self._condition.mod_revision = revision
 
-    @staticmethod
-    def earlier(answer: etcd_pb2.TxnResponse) -> int | None:
+    def earlier(self, answer: etcd_pb2.TxnResponse) -> int | None:
         """Of a request that found the mark changed: the revision at which an earlier copy of it took place.
 
         gRPC may send a request again by itself, if it is sure that the server has not seen it. None: there
-        was no copy; the mark is gone.
+        was no copy; the mark is gone, or as old as the backup that the cluster was set back to.
         """
-        rows = answer.responses[0].response_range.kvs
-        return rows[0].mod_revision if rows else None
+        found = _revision(answer)
+        return found if found is not None and found > self._condition.mod_revision else None
 
     def is_old(self, now: float) -> bool:
         """Whether its lease may run out before long, by the clock of the event loop."""
@@ -99,7 +98,8 @@ class Mark:
                 raise CommitOutcomeUnknownError(
                     f"{client.cluster} did not answer a commit, and the commit's mark is gone"
                 )
-            return None if found == self._condition.mod_revision else found
+            # An older one than expected is that of a backup, to which the cluster was set back.
+            return found if found > self._condition.mod_revision else None
         raise CommitOutcomeUnknownError(
             f"{client.cluster} did not answer a commit, nor in time the question what became of it"
             + (f": {details_of(unanswered)}" if unanswered else "")
@@ -114,7 +114,7 @@ class Mark:
             failure=[self._look],
         )
         answer = await client.try_once(lambda connection: connection.txn, request, seconds=seconds)
-        return self._condition.mod_revision if answer.succeeded else self.earlier(answer)
+        return self._condition.mod_revision if answer.succeeded else _revision(answer)
 
     async def _delete(self, client: Client, seconds: float) -> int | None:
         """The revision of the mark, None if there was none; it is deleted, also by a server that is full."""
@@ -127,6 +127,12 @@ class Mark:
         request = etcd_pb2.LeaseRevokeRequest(id=self._lease)
         with contextlib.suppress(PersistenceError):
             await client.ask(lambda connection: connection.revoke, request, seconds=_REVOKE_SECONDS)
+
+
+def _revision(answer: etcd_pb2.TxnResponse) -> int | None:
+    """The revision of a mark that is not as expected; None if it is gone."""
+    rows = answer.responses[0].response_range.kvs
+    return rows[0].mod_revision if rows else None
 
 
 async def new_mark(client: Client, keyspace: Keyspace, leases: Leases, seconds: float) -> Mark:

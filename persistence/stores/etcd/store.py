@@ -59,6 +59,9 @@ class EtcdStore(ServerStore):
     them, and a row is there until etcd has deleted it. A scan backwards costs the server as much as its whole
     window, at each page.
 
+    A cluster that is restored from a backup gives the revisions since then once more, and with them etags to
+    other rows than before; `etcdutl snapshot restore --bump-revision` sees to it that none comes twice.
+
     It belongs to the event loop in which it is opened, and cannot be used after a fork.
     """
 
