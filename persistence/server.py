@@ -11,7 +11,7 @@ from typing import Final
 
 from persistence.base import BatchedStore
 from persistence.decision import Slot
-from persistence.errors import StoreClosedError
+from persistence.errors import FeatureMissingError, StoreClosedError
 from persistence.gathering import Gatherer, Rows
 from persistence.like import check_keys_like, encode_token
 from persistence.options import check_key, check_partition, check_prefix, prefix_end
@@ -68,10 +68,6 @@ class ServerStore(BatchedStore):
     @abc.abstractmethod
     async def _read_page(self, window: Window, rows: int) -> Page:
         """Read at most so many rows from the beginning of a window."""
-
-    @abc.abstractmethod
-    async def _delete_family(self, partition: str, family: str) -> int:
-        """Delete the keys that begin with `family` and go on without a further `||`; how many there were."""
 
     @abc.abstractmethod
     async def _ping(self) -> None:
@@ -184,6 +180,7 @@ class ServerStore(BatchedStore):
 
         Raises:
             InvalidRequestError: the prefix is empty.
+            FeatureMissingError: the store does not have DELETE_WITH_PREFIX.
             CommitOutcomeUnknownError: the connection broke; some of the keys may be gone.
         """
         self.check_open()
@@ -191,6 +188,15 @@ class ServerStore(BatchedStore):
         family = check_prefix(prefix)
         with self.in_use():
             return await self._delete_family(partition, family)
+
+    async def _delete_family(self, partition: str, family: str) -> int:
+        """Delete the keys that begin with `family` and go on without a further `||`; how many there were.
+
+        For stores that have the feature DELETE_WITH_PREFIX.
+        """
+        raise FeatureMissingError(
+            f"{self!r} cannot delete by prefix, here {family[:100]!r} in partition {partition[:100]!r}"
+        )
 
     async def _read_keys(self, window: Window, rows: int) -> tuple[Sequence[str], bool]:
         """Keys of living rows from the beginning of a window, at most so many, and whether they were all.

@@ -10,6 +10,7 @@ import pytest
 from persistence import (
     Consistency,
     Feature,
+    FeatureMissingError,
     GetOptions,
     GetRequest,
     GetResponse,
@@ -265,6 +266,15 @@ async def test_closing_waits_for_all_pages_of_a_listing(network: Network) -> Non
     network.passable.set()
     await closing
     assert len((await listing).keys) == 2500
+
+
+async def test_store_that_deletes_no_families_says_so(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(DictStore, "_delete_family")
+    async with DictStore(network) as store:
+        with pytest.raises(FeatureMissingError, match=r"DictStore.*'family\|\|'"):
+            await store.delete_with_prefix("", "family")
 
 
 @pytest.mark.parametrize("prefix", ["", "||"])
