@@ -61,6 +61,7 @@ __all__ = [
     "segment",
     "shard_of",
     "shard_of_bell",
+    "shard_of_owner",
     "shard_of_partition",
     "shard_owner_key",
     "shard_partition",
@@ -122,12 +123,22 @@ def bell_key(shard: int) -> str:
 
 def shard_of_bell(key: str) -> int | None:
     """The shard of a key that `bell_key` has made; None for another key."""
-    return int(key.removeprefix("b/")) if key.startswith("b/") else None
+    return _numbered("b/", key)
 
 
 def shard_owner_key(shard: int) -> str:
     """Key of the row that names who runs the queues of a shard."""
     return f"s/{shard:06d}"
+
+
+def shard_of_owner(key: str) -> int | None:
+    """The shard of a key that `shard_owner_key` has made; None for another key."""
+    return _numbered("s/", key)
+
+
+def _numbered(prefix: str, key: str) -> int | None:
+    digits = key.removeprefix(prefix)
+    return int(digits) if digits != key and digits.isascii() and digits.isdecimal() else None
 
 
 def current_run_key(namespace: str, id_: str) -> str:

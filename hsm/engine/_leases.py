@@ -8,10 +8,11 @@ of it, or when the owner's row has expired. State never rests on this: a commit 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -26,6 +27,7 @@ from persistence.executions import (
     AFTER_SLASH,
     SETTINGS_PARTITION,
     member_key,
+    shard_of_owner,
     shard_owner_key,
 )
 from persistence.proto.execution_pb2 import MemberRow, ShardOwnerRow
@@ -51,6 +53,8 @@ _RENEWALS: Final = 3
 _MARGIN: Final = 0.8
 _IMPATIENCE: Final = 0.25
 _PAUSE_SECONDS: Final = 0.1
+# The store makes one commit of what comes together; thousands of shards must not outlast the lease.
+_TOGETHER: Final = 100
 _NANOS: Final = 10**9
 
 
@@ -86,8 +90,8 @@ class _Seen:
 class Leases:
     """The shards that this process runs, as long as it keeps its row alive.
 
-    `take` is called for each shard that becomes ours, and `leave` for each that goes, with the seconds that
-    it may take to end what runs there.
+    `take` is called for each shard that becomes ours, and `leave` for those that go, with the seconds that it
+    may take to end what runs there.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class Leases:
         seconds: int,
         new_id: Callable[[], str],
         take: Callable[[int], None],
-        leave: Callable[[int, float], Awaitable[None]],
+        leave: Callable[[Collection[int], float], Awaitable[None]],
     ) -> None:
         self._store = store
         self._shards = range(shards)
@@ -173,32 +177,45 @@ class Leases:
         await self._renew()
         members = await self._living()
         owners = await self._owners()
+        await self._lose(
+            shard
+            for shard in self._owned
+            if (owner := owners.get(shard)) is None or owner.member != self._member
+        )
         wanted = {shard for shard in self._shards if owner_of(shard, members) == self._member}
-        for shard in sorted(self._owned.keys() - wanted):
-            await self._give(shard)
-        for shard in sorted(wanted - self._owned.keys()):
-            owner = owners.get(shard)
-            if owner is None or owner.member == self._member or owner.member not in members:
-                await self._claim(shard, owner)
+        # Some of these may not be known to be ours: an answer of the store was lost.
+        ours = {shard: owner.etag for shard, owner in owners.items() if owner.member == self._member}
+        await self._give({shard: etag for shard, etag in ours.items() if shard not in wanted})
+        free = [
+            shard
+            for shard in sorted(wanted - self._owned.keys())
+            if (owner := owners.get(shard)) is None
+            or owner.member == self._member
+            or owner.member not in members
+        ]
+        for start in range(0, len(free), _TOGETHER):
+            await _all(self._claim(shard, owners.get(shard)) for shard in free[start : start + _TOGETHER])
         self._settled = True
 
     async def close(self) -> None:
         """Give everything back, so that nobody has to wait for the lease to run out."""
         self._presence.end()
         self._valid_until = 0.0
-        operations: list[Operation] = [
+        if not self._member:
+            return
+        operations = [
             DeleteRequest(partition=SETTINGS_PARTITION, key=shard_owner_key(shard), etag=etag)
             for shard, etag in self._owned.items()
         ]
-        if self._etag is not None:
-            operations.append(
-                DeleteRequest(partition=SETTINGS_PARTITION, key=member_key(self._member), etag=self._etag)
-            )
         self._owned.clear()
         self._etag = None
+        # First, and whatever its etag is by now: the shards are free then, and what follows tells the others.
+        await self._store.delete(DeleteRequest(partition=SETTINGS_PARTITION, key=member_key(self._member)))
         limit = self._store.limits.operations
         for start in range(0, len(operations), limit):
-            await self._store.multi(operations[start : start + limit])
+            # One that was taken already: so the others will be.
+            with contextlib.suppress(ETagMismatchError):
+                await self._store.multi(operations[start : start + limit])
 
     async def _renew(self) -> None:
         before = _now()
@@ -213,7 +230,8 @@ class Leases:
                     await self._renew()
                     return
                 _log.warning("the lease of this process ran out; its shards are given up")
-                await self._lose()
+                self._valid_until = 0.0
+                await self._lose(self._owned)
         if self._etag is None:
             self._member = self._new_id()
             self._etag = await self._store.multi([self._own_row(None)])
@@ -229,13 +247,12 @@ class Leases:
             options=SetOptions() if etag else _FIRST_WRITE,
         )
 
-    async def _lose(self) -> None:
-        self._etag = None
-        self._valid_until = 0.0
-        lost = list(self._owned)
-        self._owned.clear()
+    async def _lose(self, shards: Iterable[int]) -> None:
+        """Note that shards are not ours any more."""
+        lost = list(shards)
         for shard in lost:
-            await self._leave(shard, 0)
+            del self._owned[shard]
+        await self._leave(lost, 0)
 
     async def _living(self) -> frozenset[str]:
         """The members that are alive, this one among them."""
@@ -278,8 +295,15 @@ class Leases:
     async def _owners(self) -> Mapping[int, _Owner]:
         owners: dict[int, _Owner] = {}
         async for item in self._store.scan(SETTINGS_PARTITION, "s/", "s" + AFTER_SLASH):
-            row = decode_row(ShardOwnerRow, item.key, item.value)
-            owners[int(item.key.removeprefix("s/"))] = _Owner(row.member, item.etag)
+            shard = shard_of_owner(item.key)
+            if shard not in self._shards:
+                continue
+            try:
+                member = decode_row(ShardOwnerRow, item.key, item.value).member
+            except SerializationError as error:
+                _log.error("the owner of a shard cannot be read, and is replaced: %s", error)
+                member = ""
+            owners[shard] = _Owner(member, item.etag)
         return owners
 
     async def _claim(self, shard: int, owner: _Owner | None) -> None:
@@ -304,23 +328,30 @@ class Leases:
         self._owned[shard] = etag
         self._take(shard)
 
-    async def _give(self, shard: int) -> None:
-        """Let somebody else have a shard."""
-        await self._leave(shard, self.interval)
-        etag = self._owned.pop(shard)
-        try:
+    async def _give(self, shards: Mapping[int, str]) -> None:
+        """Let somebody else have shards, of which the etags are given."""
+        if not shards:
+            return
+        # All of them in the time of one, which is part of the lease.
+        await self._leave(shards.keys(), self.interval)
+        for shard in shards:
+            self._owned.pop(shard, None)
+        given = list(shards.items())
+        for start in range(0, len(given), _TOGETHER):
+            await _all(self._free(shard, etag) for shard, etag in given[start : start + _TOGETHER])
+
+    async def _free(self, shard: int, etag: str) -> None:
+        with contextlib.suppress(ETagMismatchError):  # it was taken from us before
             await self._store.multi(
                 [DeleteRequest(partition=SETTINGS_PARTITION, key=shard_owner_key(shard), etag=etag)]
             )
-        except ETagMismatchError:
-            # It was taken from us before.
-            return
 
 
 async def keep(leases: Leases, clock: Clock, changed: Callable[[], None]) -> None:
     """Go round for ever; `changed` is called after each."""
     held = False
     while True:
+        began = _now()
         pause = leases.interval
         try:
             await leases.round()
@@ -332,7 +363,15 @@ async def keep(leases: Leases, clock: Clock, changed: Callable[[], None]) -> Non
             _log.warning("the lease has run out; no task is run until there is a new one")
         held = leases.valid()
         changed()
-        await leases.rest(clock, pause)
+        # A round that took its time has used up some of the lease.
+        await leases.rest(clock, max(pause - (_now() - began), _PAUSE_SECONDS))
+
+
+async def _all(works: Iterable[Coroutine[None, None, None]]) -> None:
+    """Do things together, and raise the first error when all are done."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 async def _sleep(clock: Clock, seconds: float, waker: asyncio.Future[None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from functools import partial
 from typing import Final
 
@@ -213,13 +213,15 @@ class Shards:
         if self._taken is not None:
             self.spawn(partial(self._taken, partition))
 
-    async def _leave(self, shard: int, patience: float) -> None:
-        """Start nothing more of a shard, and wait a while for what runs."""
-        partition = self.partitions[shard]
-        self.loader.remove(partition)
-        for waiting in (self._unread, self._unswept, self._rung):
-            waiting.discard(partition)
-        running = [task.run for task in self.dispatcher.forget(partition) if task.run is not None]
+    async def _leave(self, shards: Collection[int], patience: float) -> None:
+        """Start nothing more of some shards, and wait a while for what runs."""
+        running: list[asyncio.Task[None]] = []
+        for shard in shards:
+            partition = self.partitions[shard]
+            self.loader.remove(partition)
+            for waiting in (self._unread, self._unswept, self._rung):
+                waiting.discard(partition)
+            running += [task.run for task in self.dispatcher.forget(partition) if task.run is not None]
         if running and patience:
             await asyncio.wait(running, timeout=patience)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -15,10 +16,11 @@ from hsm.engine import _leases
 from hsm.engine._leases import owner_of
 from hsm.engine._processes import Presence, is_gone
 from hsm.ref import ExecutionKey, Ref
-from hsm.testing import CutOffError, FakeClock, FaultyStore, TestEngine
-from persistence.executions import SETTINGS_PARTITION
+from hsm.testing import Call, CutOffError, FakeClock, FaultyStore, TestEngine
+from persistence.errors import StoreUnavailableError
+from persistence.executions import SETTINGS_PARTITION, shard_owner_key
 from persistence.proto.execution_pb2 import MemberRow
-from persistence.store import DeleteRequest, EngineStore, Feature
+from persistence.store import DeleteRequest, EngineStore, Feature, SetRequest
 from tests.support.databases import Database, new_database
 from tests.support.jobs import Job, Lasting, World, log, noted, small, started
 
@@ -253,3 +255,82 @@ def test_a_member_that_leaves_moves_only_its_own_shards(
     after = {shard: owner_of(shard, names - {leaver}) for shard in range(shards)}
     for shard in range(shards):
         assert before[shard] == after[shard] or before[shard] == leaver
+
+
+async def test_shard_whose_release_failed_is_released_by_the_next_round(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    one = await begun(world, database, clock, stack)
+
+    failed: list[Call] = []
+
+    async def fail_once(call: Call) -> None:
+        if call.method == "multi" and "DeleteRequest" in str(call.request) and not failed:
+            failed.append(call)
+            raise StoreUnavailableError("away")
+
+    one.line.before = fail_once
+    other = await begun(world, database, clock, stack)
+    await rounds(clock, one, other, count=5)
+    assert failed
+    assert one.shards | other.shards == set(range(SHARDS))
+    assert not one.shards & other.shards
+
+
+async def test_shards_that_go_are_waited_for_together(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    waits: list[float] = []
+    one = await begun(world, database, clock, stack)
+    leave = one._shards._leases._leave
+
+    async def count(shards: Collection[int], patience: float) -> None:
+        waits.append(patience)
+        await leave(shards, patience)
+
+    one._shards._leases._leave = count
+    other = await begun(world, database, clock, stack)
+    await rounds(clock, one, other)
+    assert other.shards
+    assert sum(waits) <= one._shards._leases.interval
+
+
+async def test_owner_that_cannot_be_read_is_replaced(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    for key in (shard_owner_key(1), "s/what"):
+        await database.store.set(SetRequest(partition=SETTINGS_PARTITION, key=key, value=b"\xff"))
+    alone = await begun(world, database, clock, stack)
+    assert alone.shards == set(range(SHARDS))
+
+
+async def test_shard_whose_row_says_otherwise_is_given_up(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    alone = await begun(world, database, clock, stack)
+    await database.store.delete(DeleteRequest(partition=SETTINGS_PARTITION, key=shard_owner_key(1)))
+    await rounds(clock, alone, count=1)
+    assert alone.shards == set(range(SHARDS))
+    assert len(await database.keys("s/")) == SHARDS
+
+
+async def test_engine_that_closes_in_the_middle_of_a_round_leaves_nothing_behind(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    engine = Process(world, await database.open(), clock)
+    await engine.__aenter__()
+    written = asyncio.Event()
+
+    async def hang(call: Call) -> None:
+        if call.method == "multi":
+            written.set()
+            await asyncio.Event().wait()
+
+    # The row is written, and the answer on its way.
+    engine.line.after = hang
+    clock.advance(ROUND)
+    await written.wait()
+    engine._shards.stop()
+    engine.line.after = None
+    await engine.__aexit__(None, None, None)
+    assert await database.keys("m/", "s/") == []
