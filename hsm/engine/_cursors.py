@@ -38,7 +38,8 @@ class Cursors:
 
     def begin(self, now_nanos: int) -> None:
         """Begin to read the shard."""
-        if now_nanos >= self._next_full_reading:
+        # Not in the far future, either: clocks are put back.
+        if not 0 < self._next_full_reading - now_nanos <= _NANOS_BETWEEN_FULL_READINGS:
             self._next_full_reading = now_nanos + _NANOS_BETWEEN_FULL_READINGS
             self._reached = {}
         self._current = {}

@@ -20,7 +20,7 @@ import attrs
 from hsm.engine._execution import decode_row
 from hsm.engine._logs import engine_logger
 from hsm.engine._processes import Presence, is_gone
-from hsm.engine.clock import Clock
+from hsm.engine.clock import Clock, sleep_for
 from hsm.errors import SerializationError
 from persistence.errors import ETagMismatchError, StoreUnavailableError
 from persistence.executions import (
@@ -156,10 +156,10 @@ class Leases:
         loop = asyncio.get_running_loop()
         self._hurried = False
         self._waker = loop.create_future()
-        await _sleep(clock, seconds, self._waker)
+        await sleep_for(clock, round(seconds * _NANOS), self._waker)
         if self._hurried:
             # Several shards may change hands together.
-            await _sleep(clock, _PAUSE_SECONDS, loop.create_future())
+            await sleep_for(clock, round(_PAUSE_SECONDS * _NANOS), loop.create_future())
 
     async def round(self) -> None:
         """Stay alive, see who else is, take what is ours and leave what is not.
@@ -296,7 +296,7 @@ class Leases:
         owners: dict[int, _Owner] = {}
         async for item in self._store.scan(SETTINGS_PARTITION, "s/", "s" + AFTER_SLASH):
             shard = shard_of_owner(item.key)
-            if shard not in self._shards:
+            if shard is None or shard not in self._shards:
                 continue
             try:
                 member = decode_row(ShardOwnerRow, item.key, item.value).member
@@ -372,13 +372,3 @@ async def _all(works: Iterable[Coroutine[None, None, None]]) -> None:
     for outcome in await asyncio.gather(*works, return_exceptions=True):
         if outcome is not None:
             raise outcome
-
-
-async def _sleep(clock: Clock, seconds: float, waker: asyncio.Future[None]) -> None:
-    alarm = clock.call_later(
-        round(seconds * _NANOS), lambda: None if waker.done() else waker.set_result(None)
-    )
-    try:
-        await waker
-    finally:
-        alarm.cancel()

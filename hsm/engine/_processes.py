@@ -26,11 +26,12 @@ class Presence:
     def row(self) -> MemberRow:
         """What others read of it."""
         pid = os.getpid()
+        started = _started(pid) or 0
         return MemberRow(
             host=socket.gethostname(),
-            place=_place(),
+            place=_place() if started else "",
             pid=pid,
-            started=_started(pid) or 0,
+            started=started,
             number=self._number,
         )
 
@@ -44,7 +45,9 @@ def is_gone(row: MemberRow) -> bool:
     if not row.place or row.place != _place():
         return False
     started = _started(row.pid)
-    if started is None or started != row.started:
+    if started is None:
+        return False
+    if started != row.started:
         return True
     return row.pid == os.getpid() and row.number not in _living
 
@@ -59,11 +62,22 @@ def _place() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None if there is none (or only its remains)."""
+    """When a process started, in ticks since the boot; 0 if it has ended, None if that is kept from us."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
+        # It may be there all the same, and hidden, as those of other users are with `hidepid`.
+        return None if _exists(pid) else 0
     # The name in parentheses may hold anything.
     state, *fields = text.rpartition(")")[2].split()
-    return None if state in {"Z", "X"} else int(fields[18])
+    return 0 if state in {"Z", "X"} else int(fields[18])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -274,12 +274,16 @@ class Dispatcher:
 
     def finish(self, task: QueuedTask) -> None:
         """Forget a task that has just run."""
-        queue = self._queues[task.queue]
-        queue.running -= 1
         finished = self._finished
         finished[task.id] = task.etag
         if len(finished) > _REMEMBERED:
             finished.popitem(last=False)
+        self.release(task)
+
+    def release(self, task: QueuedTask) -> None:
+        """Forget a task that has just run, and take it again if it is offered."""
+        queue = self._queues[task.queue]
+        queue.running -= 1
         del self._tasks[task.id]
         self._pump(queue)
         self._make_room(queue)

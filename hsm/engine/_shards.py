@@ -16,7 +16,7 @@ from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine._sweeper import sweep
-from hsm.engine.clock import nanos_of, sleep_until
+from hsm.engine.clock import nanos_of, sleep_for
 from hsm.engine.options import EngineOptions
 from hsm.ref import ExecutionKey
 from persistence.errors import PersistenceError, StoreUnavailableError
@@ -84,6 +84,7 @@ class Shards:
         self._rung: set[str] = set()
         self._recovered = True
         self._looking = False
+        self._again = False
         self._stopped = False
         self._forget: Callable[[ExecutionKey], None] = _nothing
         self._expire: Callable[[str, int], Awaitable[bool]] | None = None
@@ -124,7 +125,7 @@ class Shards:
         await asyncio.wait((self._settled,), timeout=_FIRST_LOOK_SECONDS)
         self._spawn_for_ever(self._keep_reading)
         if self._bell.audible:
-            self._spawn_for_ever(partial(self._bell.listen, self._heard, self._leases.hurry))
+            self._spawn_for_ever(self._keep_listening)
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -231,7 +232,7 @@ class Shards:
         """Take up what an earlier run has left, then look for what other processes write."""
         answers = True
         while True:
-            self._looking = True
+            self._looking, self._again = True, False
             try:
                 await self._look()
                 if not answers:
@@ -249,34 +250,46 @@ class Shards:
                 _log.exception("the queues could not be read, which is tried again")
             self._looking = False
             self._rested()
-            if not self._rung:
+            if not self._again:
                 self._waker = asyncio.get_running_loop().create_future()
-                await sleep_until(self._options.clock, self._now() + self._interval, self._waker)
+                await sleep_for(self._options.clock, self._interval, self._waker)
 
     async def _look(self) -> None:
-        while self._unread:
-            await self._read(next(iter(self._unread)))
+        failures = await self._each(self._unread, self._read)
         self.dispatcher.review()
         until = self._now() + 2 * self._interval
         if not self._recovered:
             self._recovered = self._leases.settled
-        elif self._rung:
-            rung, self._rung = self._rung, set()
-            await self.loader.poll(until, rung)
         else:
-            await self.loader.poll(until)
+            rung, self._rung = self._rung, set()
+            read = (rung or set(self.loader.partitions)) - self._unread
+            failures += await self._each(read, lambda partition: self.loader.poll(until, (partition,)))
         if self._now() >= self._tend_at:
-            await self._tend()
-        while self._unswept:
-            await self._sweep(self._unswept.pop())
+            self._tend_at = self._now() + _TEND_NANOS
+            failures += await self._each(self.loader.partitions, self._tend)
+        failures += await self._each(self._unswept, self._sweep)
+        if failures:
+            raise failures[0]
 
-    async def _tend(self) -> None:
+    async def _each(
+        self, partitions: Iterable[str], work: Callable[[str], Coroutine[None, None, None]]
+    ) -> list[Exception]:
+        """Do something with each shard; one of which it fails keeps the others from nothing."""
+        failures: list[Exception] = []
+        for partition in list(partitions):
+            try:
+                await work(partition)
+            except StoreUnavailableError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the caller raises the first
+                failures.append(error)
+        return failures
+
+    async def _tend(self, partition: str) -> None:
         """What can wait: executions whose time is over, and what others have left half done."""
-        self._tend_at = self._now() + _TEND_NANOS
-        for partition in self.loader.partitions:
-            while self._expire is not None and await self._expire(partition, self._now()):
-                pass
-            self._unswept.add(partition)
+        self._unswept.add(partition)
+        while self._expire is not None and await self._expire(partition, self._now()):
+            pass
 
     def _noticed(self, partition: str, item: Item) -> None:
         """Another process has changed what an execution may do."""
@@ -289,16 +302,26 @@ class Shards:
         try:
             await self.loader.load(partition)
         except BaseException:
-            self._unread.add(partition)
+            if partition in self.loader:
+                self._unread.add(partition)
             raise
 
     async def _sweep(self, partition: str) -> None:
         """Sweep a shard; what fails is begun again after the next poll."""
+        self._unswept.discard(partition)
         try:
             await sweep(self._store, partition, self.queued)
         except BaseException:
             self._unswept.add(partition)
             raise
+
+    async def _keep_listening(self) -> None:
+        while True:
+            try:
+                await self._bell.listen(self._heard, self._leases.hurry)
+            except Exception as error:  # noqa: BLE001 - without the bell there are the polls
+                _log.info("the store cannot be watched, which is tried again: %r", error)
+            await sleep_for(self._options.clock, self._interval, asyncio.get_running_loop().create_future())
 
     def _heard(self, shard: int | None) -> None:
         """Somebody has left tasks in a shard, or in any of them."""
@@ -309,6 +332,7 @@ class Shards:
             self._look_again()
 
     def _look_again(self) -> None:
+        self._again = True
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
 

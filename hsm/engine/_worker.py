@@ -203,8 +203,12 @@ class Worker:
     def _wait(self, task: QueuedTask, error: BaseException, asked: timedelta | None = None) -> None:
         """Try again later, without a trace in the store: nothing is wrong with the task."""
         _log.debug("task %s has to wait: %r", task.id, error, extra=of_task(task))
-        task.tries += 1
         self._ended(Outcome.POSTPONED, error)
+        if task.partition not in self._loader:
+            # Whoever runs its shard by now finds it there.
+            self._dispatcher.release(task)
+            return
+        task.tries += 1
         pause = self._pause(task, error, task.tries, asked)
         self._dispatcher.delay(task, self._options.clock.time_ns() + pause)
 

@@ -15,7 +15,7 @@ __all__ = [
     "TimerHandle",
     "from_nanos",
     "nanos_of",
-    "sleep_until",
+    "sleep_for",
     "time_limit",
     "to_nanos",
 ]
@@ -63,9 +63,9 @@ class Clock(Protocol):
         ...
 
 
-async def sleep_until(clock: Clock, when_ns: int, waker: asyncio.Future[None]) -> None:
-    """Wait until a time, or until `waker` is done."""
-    alarm = clock.call_at(when_ns, lambda: None if waker.done() else waker.set_result(None))
+async def sleep_for(clock: Clock, delay_ns: int, waker: asyncio.Future[None]) -> None:
+    """Wait for a while, whatever time it is called meanwhile, or until `waker` is done."""
+    alarm = clock.call_later(delay_ns, lambda: None if waker.done() else waker.set_result(None))
     try:
         await waker
     finally:
@@ -86,8 +86,7 @@ class time_limit:  # noqa: N801 - stands where `asyncio.timeout` would
     async def __aenter__(self) -> None:
         await self._scope.__aenter__()
         if self._duration is not None:
-            when = self._clock.time_ns() + self._duration // _MICROSECOND * 1000
-            self._alarm = self._clock.call_at(when, self._expire)
+            self._alarm = self._clock.call_later(nanos_of(self._duration), self._expire)
 
     def _expire(self) -> None:
         self._scope.reschedule(asyncio.get_running_loop().time())

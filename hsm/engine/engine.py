@@ -28,7 +28,7 @@ from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
 from hsm.engine._start import Start, Starter
 from hsm.engine._worker import Worker
-from hsm.engine.clock import from_nanos, nanos_of, sleep_until, time_limit
+from hsm.engine.clock import from_nanos, nanos_of, sleep_for, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
@@ -262,7 +262,7 @@ class Engine(Operations):
                     if found is not None:
                         return found
                     interval = nanos_of(self._options.poll_interval)
-                    await sleep_until(self._options.clock, self._options.clock.time_ns() + interval, changed)
+                    await sleep_for(self._options.clock, interval, changed)
                 finally:
                     self._forget_watcher(key, changed)
 

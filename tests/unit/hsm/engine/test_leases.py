@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -12,17 +13,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from hsm.engine import _leases
+from hsm import Environment, StaleStateError
+from hsm.engine import Engine, _leases
 from hsm.engine._leases import owner_of
 from hsm.engine._processes import Presence, is_gone
+from hsm.engine.clock import SystemClock
 from hsm.ref import ExecutionKey, Ref
 from hsm.testing import Call, CutOffError, FakeClock, FaultyStore, TestEngine
-from persistence.errors import StoreUnavailableError
-from persistence.executions import SETTINGS_PARTITION, shard_owner_key
+from persistence.errors import StoreCorruptError, StoreUnavailableError
+from persistence.executions import SETTINGS_PARTITION, shard_of, shard_owner_key, shard_partition
 from persistence.proto.execution_pb2 import MemberRow
-from persistence.store import DeleteRequest, EngineStore, Feature, SetRequest
+from persistence.store import Change, DeleteRequest, EngineStore, Feature, SetRequest
 from tests.support.databases import Database, new_database
-from tests.support.jobs import Job, Lasting, World, log, noted, small, started
+from tests.support.jobs import Job, Lasting, World, ask, job, log, noted, small, started
 
 SHARDS = 32
 ROUND = timedelta(seconds=10)
@@ -334,3 +337,129 @@ async def test_engine_that_closes_in_the_middle_of_a_round_leaves_nothing_behind
     engine.line.after = None
     await engine.__aexit__(None, None, None)
     assert await database.keys("m/", "s/") == []
+
+
+async def test_task_that_has_to_wait_is_left_to_the_new_owner_of_its_shard(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    ran: list[tuple[object, str]] = []
+    proceed = asyncio.Event()
+
+    async def run(env: Environment, ref: Ref, task: Lasting) -> None:
+        ran.append((env, ref.execution.id))
+        if env is one:
+            await proceed.wait()
+            raise StaleStateError("not yet")
+        await noted(env, ref, task)
+
+    async def leave_at_once(shards: Collection[int], patience: float) -> None:
+        await leave(shards, 0)
+
+    world.on(Lasting, run)
+    one = await begun(world, database, clock, stack)
+    leave = one._shards._leases._leave
+    one._shards._leases._leave = leave_at_once
+    jobs = [(await started(one, f"job-{number}", Lasting("call"))).execution for number in range(8)]
+    other = await begun(world, database, clock, stack)
+    while not other.shards or one.shards & other.shards or len(one.shards | other.shards) < SHARDS:
+        clock.advance(ROUND)
+        await asyncio.sleep(0.001)
+    await other._settle()
+    proceed.set()
+    for _ in range(20):
+        clock.advance(ROUND)
+        await asyncio.sleep(0.001)
+    theirs = [key.id for key in jobs if shard_of(key.namespace, key.id, SHARDS) in other.shards]
+    assert theirs
+    assert [ran.count((one, name)) for name in theirs] == [1] * len(theirs)
+
+
+class Deaf(FaultyStore):
+    """A store whose first watch ends at once."""
+
+    def watch(self, partition: str, prefix: str) -> AsyncIterator[Change]:
+        changes = super().watch(partition, prefix)
+        self.watched = getattr(self, "watched", 0) + 1
+        return self._nothing() if self.watched == 1 else changes
+
+    async def _nothing(self) -> AsyncIterator[Change]:
+        nothing: tuple[Change, ...] = ()
+        for change in nothing:
+            yield change
+
+
+async def test_watch_that_ends_is_begun_again(world: World, clock: FakeClock, tmp_path: Path) -> None:
+    world.on(Lasting, noted)
+    async with new_database("memory", tmp_path) as database:
+        deaf = Deaf(await database.open())
+        async with (
+            TestEngine(world.registry, deaf, OPTIONS, clock=clock) as owner,
+            TestEngine(
+                world.registry, await database.open(), OPTIONS, clock=clock, run_tasks=False
+            ) as writer,
+        ):
+            await owner.skip(timedelta(seconds=2))
+            assert deaf.watched == 2
+            ref = await started(writer, "job", Lasting("call"))
+            await owner.wait(ref, lambda node: log(node) == ["call"])
+
+
+async def test_shard_that_cannot_be_read_keeps_nobody_from_the_others(
+    world: World, database: Database, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    world.on(Lasting, noted)
+    async with TestEngine(world.registry, database.store, OPTIONS, clock=clock, run_tasks=False) as writer:
+        refs = [await started(writer, f"job-{number}", Lasting("call")) for number in range(40)]
+    shards = {shard_of(*ref.execution[:2], SHARDS) for ref in refs}
+    broken = {shard_partition(shard) for shard in sorted(shards)[:3]}
+
+    async def refuse(call: Call) -> None:
+        if call.method == "scan" and isinstance(call.request, tuple) and call.request[0] in broken:
+            raise StoreCorruptError("damaged")
+
+    line = FaultyStore(await database.open())
+    line.before = refuse
+    engine = await stack.enter_async_context(TestEngine(world.registry, line, OPTIONS, clock=clock))
+    sound = [ref for ref in refs if shard_partition(shard_of(*ref.execution[:2], SHARDS)) not in broken]
+    async with asyncio.timeout(10):
+        for ref in sound:
+            await engine.wait(ref, lambda node: log(node) == ["call"])
+    broken.clear()
+    clock.advance(timedelta(seconds=1))
+    await engine.drain()
+    assert sorted(world.names()) == ["call"] * len(refs)
+
+
+async def test_polls_go_on_when_the_clock_is_put_back(world: World, database: Database) -> None:
+    world.on(Lasting, noted)
+    clock = SystemClock()
+    options = small(shard_count=1, poll_interval=timedelta(milliseconds=20), clock=clock)
+    async with (
+        Engine(world.registry, database.store, options) as engine,
+        Engine(world.registry, await database.open(), options, run_tasks=False) as writer,
+    ):
+        await engine.drain()
+        writer._shards._bell.audible = False
+        past = time.time_ns() - 3600 * 10**9
+        clock.time_ns = lambda: past  # type: ignore[method-assign]  # it is an hour ago
+        ref = await writer.start(job("job"), Job(), on_start=ask(Lasting("call")))
+        async with asyncio.timeout(10):
+            await engine.wait(ref, lambda node: log(node) == ["call"])
+
+
+def test_process_that_is_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Presence().row()
+    if not row.place:
+        pytest.skip("nothing is known of processes here")
+    row.pid = os.getppid()
+    read = Path.read_text
+
+    def hide(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        if str(path) == f"/proc/{row.pid}/stat":
+            raise PermissionError(path)
+        return read(path, encoding, errors)
+
+    monkeypatch.setattr(Path, "read_text", hide)
+    assert not is_gone(row)
+    row.pid = 2**22 + 1
+    assert is_gone(row)
