@@ -351,7 +351,7 @@ async def keep(leases: Leases, clock: Clock, changed: Callable[[], None]) -> Non
     """Go round for ever; `changed` is called after each."""
     held = False
     while True:
-        began = _now()
+        began = clock.time_ns()
         pause = leases.interval
         try:
             await leases.round()
@@ -364,7 +364,8 @@ async def keep(leases: Leases, clock: Clock, changed: Callable[[], None]) -> Non
         held = leases.valid()
         changed()
         # A round that took its time has used up some of the lease.
-        await leases.rest(clock, max(pause - (_now() - began), _PAUSE_SECONDS))
+        spent = max(clock.time_ns() - began, 0) / _NANOS
+        await leases.rest(clock, max(pause - spent, _PAUSE_SECONDS))
 
 
 async def _all(works: Iterable[Coroutine[None, None, None]]) -> None:

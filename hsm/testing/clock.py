@@ -63,7 +63,8 @@ class FakeClock:
         """When somebody wants to be called next; None if nobody does."""
         while self._calls and self._calls[0].callback is None:
             heapq.heappop(self._calls)
-        return from_nanos(self._calls[0].when_ns) if self._calls else None
+        # Whole microseconds, and not before the call.
+        return from_nanos(self._calls[0].when_ns + 999) if self._calls else None
 
     def advance(self, duration: timedelta) -> None:
         """Move on, and call what is due, in order; each call sees its own time."""

@@ -27,6 +27,13 @@ async def test_clock_stands_still_until_it_is_moved() -> None:
     assert "2000-01-01T00:00:01" in repr(clock)
 
 
+async def test_clock_that_skips_comes_to_a_call_within_a_microsecond() -> None:
+    clock, calls = FakeClock(), list[int]()
+    clock.call_later(1500, lambda: calls.append(1))
+    await clock.skip(SECOND)
+    assert calls == [1]
+
+
 async def test_clock_calls_in_order_at_the_time_of_each_call() -> None:
     clock = FakeClock()
     start, calls = clock.time_ns(), list[tuple[str, int]]()
