@@ -14,6 +14,7 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `h/<namespace>/<id>/<run>/<count>` | what one commit has changed in an execution that keeps its history |
 | `p/<namespace>/<id>/<run>` | news for the process that runs the shard: the execution is not what it was |
 | `q/<namespace>/<id>/<run>/<task>` | task that has come up while its execution was paused |
+| `r/<peer>/<namespace>/<id>/<run>` | mark: a cluster has to be told of this execution |
 | `x/<due>/<namespace>/<id>/<run>` | when a closed execution is deleted |
 | `z/<namespace>/<id>/<run>/<ordinal>` | tombstone: rows that are still to be deleted, or put back |
 
@@ -24,6 +25,7 @@ The partition `exec` holds what concerns all shards:
 | `settings` | what is fixed when the database is first used |
 | `m/<member>` | a process that runs queues |
 | `s/<shard>` | the member that runs the queues of a shard |
+| `f/<source>/<namespace>` | how far the first pass of replication has come |
 | `b/<shard>` | written to wake up the member that runs a shard |
 """
 
@@ -58,6 +60,9 @@ __all__ = [
     "parse_expiry_key",
     "parse_group_prefix",
     "prefix_end",
+    "replication_cursor_key",
+    "replication_mark_key",
+    "replication_mark_prefix",
     "segment",
     "shard_of",
     "shard_of_bell",
@@ -242,3 +247,18 @@ def parse_expiry_key(key: str) -> tuple[str, str, str]:
 def notice_key(namespace: str, id_: str, run_id: str) -> str:
     """Key of the row that tells whoever runs the shard to look at an execution again."""
     return "p" + execution_key(namespace, id_, run_id)[1:]
+
+
+def replication_mark_prefix(peer: int, namespace: str) -> str:
+    """Prefix of the marks of a namespace for a cluster."""
+    return f"r/{peer}/{escape(namespace)}/"
+
+
+def replication_mark_key(peer: int, namespace: str, id_: str, run_id: str) -> str:
+    """Key of the mark that says that a cluster has to be told of an execution."""
+    return f"{replication_mark_prefix(peer, namespace)}{escape(id_)}/{escape(run_id)}"
+
+
+def replication_cursor_key(source: int, namespace: str) -> str:
+    """Key of the row that says how far a cluster has been told of the executions that another one has."""
+    return f"f/{source}/{escape(namespace)}"

@@ -3,12 +3,14 @@
 from hsm.engine._closing import Cancellable
 from hsm.engine.breaker import Breaker, BreakerState
 from hsm.engine.clock import Clock, SystemClock, TimerHandle
+from hsm.engine.cluster import Cluster
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.engine.engine import Engine
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask, QueueInfo
 from hsm.engine.options import Backoff, EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.engine.rates import Rate
+from hsm.engine.replication import Replicator
 from hsm.engine.telemetry import (
     CommitInfo,
     Gauges,
@@ -26,6 +28,7 @@ __all__ = [
     "BreakerState",
     "Cancellable",
     "Clock",
+    "Cluster",
     "CommitInfo",
     "ConflictPolicy",
     "DeadLetter",
@@ -40,6 +43,7 @@ __all__ = [
     "PendingTask",
     "QueueInfo",
     "Rate",
+    "Replicator",
     "ReusePolicy",
     "RunObserver",
     "SystemClock",

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from hsm.engine._table import RowTable, row_segments
+from hsm.engine.cluster import Cluster
 from hsm.engine.telemetry import TraceContext
 from hsm.errors import ExecutionNotFoundError, SerializationError
 from hsm.machine import VersionedTransition
@@ -23,7 +24,7 @@ from persistence.executions import (
 from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus
 from persistence.store import EngineStore, GetRequest
 
-__all__ = ["Execution", "decode_row", "is_held", "load_execution", "load_part"]
+__all__ = ["Execution", "decode_row", "is_foreign", "is_held", "load_execution", "load_part"]
 
 _MessageT = TypeVar("_MessageT", bound=Message)
 
@@ -50,13 +51,17 @@ class Execution:
         lock: held by whoever has access.
         owner: the asyncio task that holds the lock over an await of its own.
         stale: the object is out of the cache and must not be used again.
-        held: it is terminated or paused: more than its tree decides about what may be done.
+        held: it is terminated, paused or foreign: more than its tree decides about what may be done.
+        cluster: which cluster this is, if there are several.
+        foreign: another cluster writes to it.
         trace: of the commit that is being made; goes into the rows of its tasks.
     """
 
     __slots__ = (
+        "cluster",
         "decoded",
         "etag",
+        "foreign",
         "held",
         "history",
         "key",
@@ -86,12 +91,25 @@ class Execution:
         self.owner: asyncio.Task[Any] | None = None
         self.stale = False
         self.held = is_held(row)
+        self.cluster: Cluster | None = None
+        self.foreign = False
         self.trace: TraceContext | None = None
+
+    def join(self, cluster: Cluster | None) -> None:
+        """Note which cluster this is."""
+        self.cluster = cluster
+        self.foreign = is_foreign(self.version.failover_version, cluster)
+        self.held = self.held or self.foreign
 
     @property
     def version(self) -> VersionedTransition:
         """The last transaction that was committed."""
         return self.history[-1] if self.history else VersionedTransition()
+
+
+def is_foreign(failover_version: int, cluster: Cluster | None) -> bool:
+    """Whether an execution with this failover version is written to by another cluster."""
+    return bool(failover_version) if cluster is None else not cluster.owns(failover_version)
 
 
 def is_held(row: ExecutionRow) -> bool:

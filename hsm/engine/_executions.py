@@ -31,6 +31,7 @@ from hsm.errors import (
     CommitConflictError,
     CommitOutcomeUnknownError,
     ExecutionNotFoundError,
+    NotActiveError,
     ReentrantTransitionError,
     StaleReferenceError,
     StaleStateError,
@@ -85,6 +86,7 @@ class Executions:
         self._shard_count = shard_count
         self.committed = committed
         self._retention = nanos_of(options.retention) if options.retention is not None else 0
+        self.cluster = options.cluster
         self._cache: OrderedDict[ExecutionKey, Execution] = OrderedDict()
 
     def partition(self, key: ExecutionKey) -> str:
@@ -180,6 +182,7 @@ class Executions:
         other = self._cache.get(key)
         if other is not None:
             return other, False
+        execution.join(self.cluster)
         self.admit(execution)
         return execution, True
 
@@ -306,7 +309,11 @@ class Executions:
     async def complete(self, claim: QueuedTask) -> None:
         """Take a task that has run off its node, with its row; or put another row in that one's place."""
         root = Ref(claim.execution, task_id=claim.id)
-        await self.run(root, _nothing, AccessType.WRITE, claim=claim, check_claim=False)
+        try:
+            await self.run(root, _nothing, AccessType.WRITE, claim=claim, check_claim=False)
+        except NotActiveError as error:
+            # Nothing that could be waited for: the task is another cluster's now.
+            raise StaleReferenceError(str(error)) from error
 
     async def load_part(self, execution: Execution, part: MissingPart) -> bool:
         """Load a part that is missing; False if the execution has moved on meanwhile."""
@@ -333,7 +340,13 @@ class Executions:
         removed: Sequence[Removed] = (),
         amend: Amendment | None = None,
     ) -> Commit:
-        """See `plan`."""
+        """See `plan`.
+
+        Raises:
+            NotActiveError: another cluster writes to the execution.
+        """
+        if execution.foreign:
+            check_open(execution)
         return plan(
             self._registry,
             self._ids,

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from hsm.engine._commit import Commit, Removed, check_task
 from hsm.engine._execution import Execution
+from hsm.engine._marks import marks
 from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
 from hsm.engine._table import row_segments
 from hsm.engine.ids import IdSource
@@ -17,6 +18,7 @@ from hsm.ref import Ref
 from hsm.registry import Registry
 from hsm.task import Singleton, Task
 from hsm.tree import Node
+from hsm.tree._delta import record_deletions
 from hsm.tree._operation import Deleted, compact
 from persistence.executions import dead_letter_key, expiry_key, notice_key, parked_key, tombstone_key
 from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, TombstoneKind, TombstoneRow
@@ -88,6 +90,9 @@ class Planner:
                 failover_version=version.failover_version, max_transition_count=version.transition_count
             )
         row.next_ordinal = state.next_ordinal
+        if state.removed:
+            keep = 0 if execution.cluster is None else execution.cluster.tombstones
+            record_deletions(row, version, dict.fromkeys(path for path, _ in state.removed), keep)
         if root_changed:
             row.root.Clear()
             execution.root._write_row(row.root)
@@ -105,6 +110,8 @@ class Planner:
             self.commit.amended = True
         if row.close_nanos != execution.row.close_nanos:
             self._schedule_expiry(row)
+        if execution.cluster is not None:
+            self.operations += marks(execution.partition, execution.key, execution.cluster)
         self.commit.set_row(row)
         self.operations.insert(
             0,

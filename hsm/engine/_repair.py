@@ -17,6 +17,7 @@ from hsm.engine._lookup import find_rows, home_keys
 from hsm.engine._queries import ALL_ROWS, OpenRegistry
 from hsm.engine._rows import QueuedTask, task_row
 from hsm.engine._transaction import begin
+from hsm.engine.cluster import Cluster
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
@@ -40,6 +41,7 @@ async def repair(
     partition: str,
     now_nanos: int,
     in_memory: Callable[[str], QueuedTask | None],
+    cluster: Cluster | None = None,
 ) -> list[QueuedTask]:
     """Write the rows that an execution lacks; the tasks that have one again, their attempts forgotten.
 
@@ -48,8 +50,9 @@ async def repair(
     """
     while True:
         execution = await load_execution(store, OpenRegistry(registry), key, partition, ALL_ROWS)
-        if execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED:
-            # Its machines still name tasks, which run no more.
+        execution.join(cluster)
+        if execution.foreign or execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED:
+            # Its machines still name tasks, which run no more, or elsewhere.
             return []
         begin(execution, reading=True)
         pending = [(node, task) for node in execution.root.walk() for task in node._tasks if not task.dead]

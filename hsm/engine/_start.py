@@ -14,6 +14,7 @@ from hsm.engine._executions import Executions, translated
 from hsm.engine._operate import has_seen, operate, remember
 from hsm.engine._planner import Amendment
 from hsm.engine._transaction import begin, end, seal
+from hsm.engine.cluster import Cluster
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import (
     CommitConflictError,
@@ -185,7 +186,7 @@ class Starter:
         executions, now = self._executions, self._now()
         key = start.key._replace(run_id=start.key.run_id or self._new_id())
         partition = executions.partition(key)
-        execution = _new(self._registry, key, partition, start, data, now)
+        execution = _new(self._registry, key, partition, start, data, now, executions.cluster)
         begin(execution)
         try:
             execution.root._state.dirty[execution.root] = True
@@ -348,14 +349,18 @@ def _new(
     start: Start[ResultT],
     data: object,
     now_nanos: int,
+    cluster: Cluster | None,
 ) -> Execution:
-    root = Node.new_root(registry, start.type_id, data, version=VersionedTransition(0, 1))
+    version = VersionedTransition(0 if cluster is None else cluster.id, 1)
+    root = Node.new_root(registry, start.type_id, data, version=version)
     row = ExecutionRow()
     row.CopyFrom(start.row)
     row.start_nanos = now_nanos
     row.start_request_id = start.request_id
     row.root_type = start.type_id
-    return Execution(key, partition, root, row)
+    execution = Execution(key, partition, root, row)
+    execution.join(cluster)
+    return execution
 
 
 def _already_started(key: ExecutionKey, request_id: str, *, closed: bool) -> ExecutionAlreadyStartedError:

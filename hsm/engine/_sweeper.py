@@ -21,7 +21,7 @@ from persistence.executions import (
 )
 from persistence.proto.execution_pb2 import DeadLetterRow, ParkedTaskRow, TombstoneKind, TombstoneRow
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
-from persistence.store import DeleteRequest, EngineStore, Item, Operation, SetRequest
+from persistence.store import CheckRequest, DeleteRequest, EngineStore, Item, Operation, SetRequest
 
 __all__ = ["sweep"]
 
@@ -54,7 +54,8 @@ async def sweep(
         elif row.kind == _PARKED:
             await _put_back(store, partition, row, queued)
         else:
-            await _sweep_subtree(store, partition, row)
+            still = CheckRequest(partition, tombstone.key, tombstone.etag)
+            await _sweep_subtree(store, partition, row, still)
         await _delete_row(store, partition, tombstone)
 
 
@@ -66,19 +67,22 @@ def _key(row: TombstoneRow) -> ExecutionKey:
 # Subtrees
 
 
-async def _sweep_subtree(store: EngineStore, partition: str, row: TombstoneRow) -> None:
+async def _sweep_subtree(store: EngineStore, partition: str, row: TombstoneRow, still: CheckRequest) -> None:
+    # An execution may be put back to a state before the deletion; its tombstones go first then.
     start = node_prefix(*_key(row)) + row.segments
     batch: list[Item] = []
     async for item in store.scan(partition, start + "/", start + AFTER_SLASH):
         batch.append(item)
         if len(batch) == _ROWS_A_COMMIT:
-            await _delete(store, partition, row, batch)
+            await _delete(store, partition, row, batch, still)
             batch = []
-    await _delete(store, partition, row, batch)
+    await _delete(store, partition, row, batch, still)
 
 
-async def _delete(store: EngineStore, partition: str, tombstone: TombstoneRow, batch: list[Item]) -> None:
-    operations: list[Operation] = []
+async def _delete(
+    store: EngineStore, partition: str, tombstone: TombstoneRow, batch: list[Item], still: CheckRequest
+) -> None:
+    operations: list[Operation] = [still]
     dead: list[Item] = []
     for item in batch:
         try:
@@ -94,19 +98,19 @@ async def _delete(store: EngineStore, partition: str, tombstone: TombstoneRow, b
         for task in node.tasks:
             key = task_row_key(tombstone.execution.namespace, task)
             operations.append(DeleteRequest(partition=partition, key=key))
-    if not operations:
+    if not dead:
         return
     try:
         await store.multi(operations)
     except ETagMismatchError:
         # Somebody was faster with one of them: one by one, then.
         for item in dead:
-            await _delete_row(store, partition, item)
+            await _delete_row(store, partition, item, still)
 
 
-async def _delete_row(store: EngineStore, partition: str, item: Item) -> None:
+async def _delete_row(store: EngineStore, partition: str, item: Item, *still: CheckRequest) -> None:
     try:
-        await store.delete(DeleteRequest(partition=partition, key=item.key, etag=item.etag))
+        await store.multi([*still, DeleteRequest(partition=partition, key=item.key, etag=item.etag)])
     except ETagMismatchError:
         # Written again, or swept by another process: in both cases not ours to delete.
         return

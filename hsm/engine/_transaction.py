@@ -10,6 +10,7 @@ from hsm.engine._execution import Execution
 from hsm.engine._rows import QueuedTask
 from hsm.errors import (
     ExecutionClosedError,
+    NotActiveError,
     PausedError,
     StaleReferenceError,
     StateMachineNotFoundError,
@@ -40,8 +41,13 @@ def begin(execution: Execution, *, reading: bool = False) -> None:
     """Open the tree for a transaction. References made under one for reading know of no version to come."""
     state = execution.root._state
     last = execution.version
-    count = last.transition_count if reading else last.transition_count + 1
-    state.version = VersionedTransition(last.failover_version, count)
+    if reading:
+        state.version = last
+    else:
+        failover_version = last.failover_version
+        if not failover_version and execution.cluster is not None:
+            failover_version = execution.cluster.id
+        state.version = VersionedTransition(failover_version, last.transition_count + 1)
     state.depth = 1
     state.sealed = False
 
@@ -114,11 +120,16 @@ def check_pending(node: Node, claim: QueuedTask) -> None:
 
 
 def check_open(execution: Execution) -> None:
-    """Refuse to write to an execution that was closed by force.
+    """Refuse to write to an execution that was closed by force, or that another cluster writes to.
 
     Raises:
-        ExecutionClosedError: it was.
+        ExecutionClosedError: it was closed.
+        NotActiveError: another cluster writes to it.
     """
+    if execution.foreign:
+        raise NotActiveError(
+            f"execution {execution.key.namespace}/{execution.key.id} is written to elsewhere"
+        )
     row = execution.row
     if row.status == _TERMINATED:
         namespace, id_, _ = execution.key
@@ -129,9 +140,12 @@ def check_runnable(execution: Execution, ref: Ref) -> None:
     """Refuse to run a task of the machine that `ref` points to, unless that is allowed now.
 
     Raises:
+        StaleReferenceError: another cluster runs the tasks of the execution.
         ExecutionClosedError: the execution was terminated.
         PausedError: the machine is paused, or one above it is.
     """
+    if execution.foreign:
+        raise StaleReferenceError(f"{ref} is of an execution that another cluster has taken over")
     check_open(execution)
     if is_paused(execution.row, ref.path):
         raise PausedError(f"{ref} is paused")

@@ -23,6 +23,7 @@ from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._repair import executions_to_repair, repair
 from hsm.engine._replay import replay
+from hsm.engine._replication import Replication
 from hsm.engine._rows import QueuedTask
 from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
@@ -47,7 +48,7 @@ __all__ = ["Engine"]
 ResultT = TypeVar("ResultT")
 
 
-class Engine(Operations):
+class Engine(Operations, Replication):
     """Runs executions on a store: `async with Engine(registry, store) as engine`.
 
     An execution is a tree of machines under one root. A transition and the tasks that it asks for are
@@ -348,7 +349,7 @@ class Engine(Operations):
         now = self._options.clock.time_ns()
         try:
             tasks = await repair(
-                self._store, self._registry, key, partition, now, in_memory=self._dispatcher.get
+                self._store, self._registry, key, partition, now, self._dispatcher.get, self._options.cluster
             )
         except storage.PersistenceError as error:
             raise translated(error) from error
@@ -392,9 +393,7 @@ class Engine(Operations):
 
     def _committed(self, execution: Execution, commit: Commit) -> None:
         if self._watchers:
-            for watcher in self._watchers.pop(execution.key, ()):
-                if not watcher.done():
-                    watcher.set_result(None)
+            self._wake_watchers(execution.key)
         for task_id in commit.withdrawn:
             task = self._dispatcher.get(task_id)
             # One that waits for its next try has its row elsewhere: left in memory, it goes when it is due.
@@ -427,6 +426,11 @@ class Engine(Operations):
 
     def _new_id(self) -> str:
         return self._ids.new(self._options.clock.time_ns())
+
+    def _wake_watchers(self, key: ExecutionKey) -> None:
+        for watcher in self._watchers.pop(key, ()):
+            if not watcher.done():
+                watcher.set_result(None)
 
     def _forget_watcher(self, key: ExecutionKey, watcher: asyncio.Future[None]) -> None:
         watchers = self._watchers.get(key)

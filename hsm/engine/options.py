@@ -11,6 +11,7 @@ import attrs
 
 from hsm.engine.breaker import Breaker
 from hsm.engine.clock import Clock, SystemClock
+from hsm.engine.cluster import Cluster
 from hsm.engine.rates import Rate
 from hsm.engine.telemetry import Telemetry
 from hsm.task import Task
@@ -81,6 +82,7 @@ class EngineOptions:
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
         retention: how long executions are kept that have closed, to the minute or the poll; None is for ever.
         drain_timeout: how long running tasks may take to end when the engine closes.
+        cluster: which of several databases this is that hold the same executions; None is the only one.
         telemetry: hears of commits and runs of tasks; None costs nothing.
     """
 
@@ -108,4 +110,5 @@ class EngineOptions:
     delete_rows: int = 100
     retention: timedelta | None = None
     drain_timeout: timedelta = timedelta(seconds=30)
+    cluster: Cluster | None = None
     telemetry: Telemetry | None = None

@@ -81,25 +81,6 @@ class Delta(google.protobuf.message.Message):
 global___Delta = Delta
 
 @typing.final
-class ReplicationMarkRow(google.protobuf.message.Message):
-    """That another cluster has to be told of an execution."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    EXECUTION_FIELD_NUMBER: builtins.int
-    @property
-    def execution(self) -> persistence.proto.execution_pb2.ExecutionKey: ...
-    def __init__(
-        self,
-        *,
-        execution: persistence.proto.execution_pb2.ExecutionKey | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["execution", b"execution"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["execution", b"execution"]) -> None: ...
-
-global___ReplicationMarkRow = ReplicationMarkRow
-
-@typing.final
 class ReplicationCursorRow(google.protobuf.message.Message):
     """How far the first pass over the executions of a namespace has come."""
 
