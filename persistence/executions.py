@@ -58,7 +58,6 @@ __all__ = [
     "parked_prefix",
     "parse_execution_key",
     "parse_expiry_key",
-    "parse_group_prefix",
     "prefix_end",
     "replication_cursor_key",
     "replication_mark_key",
@@ -194,13 +193,6 @@ def group_prefix(namespace: str, group: str, destination: str | None) -> str:
     if destination is None:
         return f"i/{escape(namespace)}/{escape(group)}/"
     return f"o/{escape(namespace)}/{escape(group)}/{escape(destination)}/"
-
-
-@functools.lru_cache(maxsize=1024)
-def parse_group_prefix(prefix: str) -> tuple[str, str, str | None]:
-    """Namespace, group and destination, as given to `group_prefix`."""
-    kind, namespace, group, destination, *_ = [*prefix.split("/"), "", ""]
-    return unescape(namespace), unescape(group), None if kind == "i" else unescape(destination)
 
 
 def dead_letter_key(task_id: str) -> str:

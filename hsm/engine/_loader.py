@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Final
 
-from hsm.engine._cursors import Cursors
+from hsm.engine._cursors import ROWS_BEFORE_A_JUMP, Cursors
 from hsm.engine._moves import Moves
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine.clock import Clock
-from persistence.executions import AFTER_SLASH, group_prefix, parse_group_prefix, prefix_end, timer_key
+from persistence.executions import AFTER_SLASH, group_prefix, prefix_end, timer_key
 from persistence.store import EngineStore, Item
 
 __all__ = ["Loader"]
+
+_LONGEST_PAGE: Final = 1000
+# After a key and before any other: no key holds anything less.
+_NEXT: Final = "\x01"
 
 
 class Loader:
@@ -123,7 +128,7 @@ class Loader:
             self._spawn(lambda: self.load_timers(task.partition))
 
     def _knows(self, task_id: str) -> bool:
-        return task_id in self._dispatcher or task_id in self._moves
+        return task_id in self._dispatcher.tasks or task_id in self._moves.tasks
 
     def _lost_sight(self, partition: str) -> None:
         if (shard := self._shards.get(partition)) is not None:
@@ -176,34 +181,48 @@ class Loader:
             return
         shard.cursors.begin(self._clock.time_ns())
         for start, end in (("i/", "i" + AFTER_SLASH), ("o/", "p" + AFTER_SLASH)):
-            position: str | None = start
-            while position is not None:
-                position = await self._read_on(partition, position, end, shard.cursors)
+            await self._read_queues(partition, start, end, shard.cursors)
         shard.cursors.end()
 
-    async def _read_on(self, partition: str, start: str, end: str, cursors: Cursors) -> str | None:
-        """Read queues until there is something to skip; where to go on then, or None at the end."""
-        prefix = ""
-        async for item in self._store.scan(partition, start, end):
-            key = item.key
-            if key[0] == "p":
-                # It comes after the last of the queues, so that nobody has to ask for it.
-                self._noticed(partition, item)
-                continue
-            if not prefix or not key.startswith(prefix):
-                prefix = key[: key.rindex("/") + 1]
-                if self._dispatcher.overflows(parse_group_prefix(prefix)):
-                    # It asks for what it lacks when it has room.
-                    return prefix_end(prefix)
-            task_id = key[len(prefix) :]
-            if not self._knows(task_id):
-                task = QueuedTask.parse(partition, key, item.etag, item.value)
-                self.offer(task)
-                if self._dispatcher.full(task.queue):
-                    return prefix_end(prefix)
-            if (further := cursors.passed(prefix, task_id)) is not None:
-                return further
-        return None
+    async def _read_queues(self, partition: str, start: str, end: str, cursors: Cursors) -> None:
+        """Offer the rows of many queues, and leave out what a cursor or a full queue makes pointless."""
+        # A queue that overflows asks for what it lacks when it has room.
+        full = {group_prefix(*key) for key in self._dispatcher.overflowing()}
+        held, moving = self._dispatcher.tasks, self._moves.tasks
+        prefix, count, page = "", 0, ROWS_BEFORE_A_JUMP
+        while True:
+            further: str | None = None
+            rows = 0
+            async for item in self._store.scan(partition, start, end, limit=page):
+                rows += 1
+                key = item.key
+                if key[0] == "p":
+                    # It comes after the last of the queues, so that nobody has to ask for it.
+                    self._noticed(partition, item)
+                    start = key + _NEXT
+                    continue
+                if not prefix or not key.startswith(prefix):
+                    prefix, count = key[: key.rindex("/") + 1], 0
+                    if prefix in full:
+                        further = prefix_end(prefix)
+                        break
+                count += 1
+                task_id = key[len(prefix) :]
+                if task_id not in held and task_id not in moving:
+                    task = QueuedTask.parse(partition, key, item.etag, item.value)
+                    self.offer(task)
+                    if self._dispatcher.full(task.queue):
+                        further = prefix_end(prefix)
+                        break
+                if count >= ROWS_BEFORE_A_JUMP and (further := cursors.passed(prefix, task_id)) is not None:
+                    break
+                start = key + _NEXT
+            if further is not None:
+                start, prefix, page = further, "", ROWS_BEFORE_A_JUMP + 1
+            elif rows < page:
+                return
+            else:
+                page = min(4 * page, _LONGEST_PAGE)
 
     async def refill(self, queue: QueueKey) -> None:
         """Read tasks of one queue, of which the store holds more than memory does."""

@@ -7,7 +7,7 @@ is not in the way of timers of other queues.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final
 
 from hsm.engine._rows import QueuedTask
@@ -45,8 +45,10 @@ class Moves:
         self._tasks: dict[str, QueuedTask] = {}
         self._lock = asyncio.Lock()
 
-    def __contains__(self, task_id: object) -> bool:
-        return task_id in self._tasks
+    @property
+    def tasks(self) -> Mapping[str, QueuedTask]:
+        """Those that are on their way, by id."""
+        return self._tasks
 
     def add(self, task: QueuedTask) -> None:
         """Move the row of a task, soon."""

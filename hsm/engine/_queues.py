@@ -9,7 +9,7 @@ that could run. One that comes due and finds its queue full leaves memory, too.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from hsm.engine._gates import Circuit, Gate, verdict
@@ -140,6 +140,11 @@ class Dispatcher:
         """A task that is held in memory."""
         return self._tasks.get(task_id)
 
+    @property
+    def tasks(self) -> Mapping[str, QueuedTask]:
+        """The tasks that are held in memory, by id."""
+        return self._tasks
+
     def waits(self, task_id: str) -> bool:
         """Whether a task is in memory and not due yet."""
         return task_id in self._delayed
@@ -206,10 +211,9 @@ class Dispatcher:
         queue.overflow = True
         return True
 
-    def overflows(self, key: QueueKey) -> bool:
-        """Whether a queue asks for more when there is room: what is in the store need not be looked for."""
-        queue = self._queues.get(key)
-        return queue is not None and queue.overflow
+    def overflowing(self) -> list[QueueKey]:
+        """The queues that will ask for more when there is room: nobody need look for it."""
+        return [queue.key for queue in self._queues.values() if queue.overflow]
 
     def offer(self, task: QueuedTask) -> bool:
         """Take a task into memory; False if its queue is full, has the task already, or has just had it.

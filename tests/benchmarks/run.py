@@ -25,6 +25,8 @@ _MODULES: Final = {
     "tree": "tree_size",
     "bytes": "bytes_written",
     "engine": "durable_executions",
+    "destinations": "hanging_destinations",
+    "timers": "many_timers",
     "stores": "server_stores",
     "engine-servers": "durable_servers",
 }

@@ -5,6 +5,7 @@ Only the bytes of a commit are exact and so are checked.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Never
 
 import pytest
@@ -13,6 +14,8 @@ from tests.benchmarks import (
     bytes_written,
     durable_executions,
     durable_servers,
+    hanging_destinations,
+    many_timers,
     persisted_transition,
     server_stores,
     tree_size,
@@ -58,6 +61,16 @@ def test_stores_on_servers_are_compared(comparison: server_stores.Comparison, ne
     server = new_server(comparison.kind, durable=True)
     table = render(server_stores.compare(comparison, server, Size.TINY))
     assert comparison.against in table
+
+
+def test_hanging_destinations_run() -> None:
+    (table,) = hanging_destinations.measure(Size.TINY)
+    assert "beside five that hang" in render(table)
+
+
+def test_many_timers_run(tmp_path: Path) -> None:
+    table = many_timers.compare("SQLite", f"sqlite:///{tmp_path / 'timers.db'}", Size.TINY)
+    assert "until the first timer has fired" in render(table)
 
 
 @pytest.mark.server

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hsm import Environment, Ref
-from hsm.engine._cursors import Cursors
+from hsm.engine._cursors import ROWS_BEFORE_A_JUMP, Cursors
 from hsm.testing import FakeClock, FaultyStore, TestEngine
-from persistence.executions import parse_group_prefix
 from persistence.store import Item, SetRequest
 from tests.support.databases import Database
 from tests.support.jobs import Lasting, Soon, World, job, noted, small, started
@@ -160,11 +159,11 @@ def test_no_row_of_the_last_seconds_is_skipped(polls: list[list[int]], overlap: 
         position = ""
         while True:
             further = None
-            for row in sorted(f"{row:012x}" for row in rows):
-                if "q/" + row < position:
-                    continue
+            left = [row for row in sorted(f"{row:012x}" for row in rows) if "q/" + row >= position]
+            for count, row in enumerate(left, start=1):
                 met.add(int(row, 16))
-                further = cursors.passed("q/", row)
+                if count >= ROWS_BEFORE_A_JUMP:
+                    further = cursors.passed("q/", row)
                 if further is not None:
                     break
             if further is None:
@@ -173,14 +172,6 @@ def test_no_row_of_the_last_seconds_is_skipped(polls: list[list[int]], overlap: 
             position = further
         cursors.end()
         assert met == rows
-
-
-@given(st.text(), st.text(), st.text() | st.none())
-def test_prefix_of_a_queue_can_be_read_back(namespace: str, group: str, destination: str | None) -> None:
-    from persistence.executions import group_prefix
-
-    prefix = group_prefix(namespace, group, destination)
-    assert parse_group_prefix(prefix) == (namespace, group, destination)
 
 
 async def test_foreign_row_in_a_queue_harms_nobody(world: World, database: Database) -> None:
