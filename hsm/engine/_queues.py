@@ -231,19 +231,20 @@ class Dispatcher:
             queue = self._queues[key] = TaskQueue(key, self._policies.concurrency(key), gate)
         if task.due and task.due > self._clock.time_ns():
             return self._wait(queue, task, pausing=not task.is_timer)
-        if queue.held >= self._buffer:
+        if len(queue.ready) + queue.running >= self._buffer:
             queue.overflow = True
             if task.is_timer:
                 self._move(task)
             return False
         self._tasks[task_id] = task
+        task.place = queue
         queue.ready.append(task)
         self._pump(queue)
         return True
 
     def report(self, task: QueuedTask, error: BaseException | None) -> None:
         """Say how the run of a task has ended, before it is said what becomes of the task."""
-        queue = self._queues[task.queue]
+        queue = _place(task)
         gate = queue.gate
         if error is None and (gate is None or gate.circuit is None):
             return
@@ -264,7 +265,7 @@ class Dispatcher:
 
     def delay(self, task: QueuedTask, until_nanos: int) -> None:
         """Let a task that has just run wait for its next try."""
-        queue = self._queues[task.queue]
+        queue = _place(task)
         queue.running -= 1
         task.due = until_nanos
         del self._tasks[task.id]
@@ -286,7 +287,7 @@ class Dispatcher:
 
     def release(self, task: QueuedTask) -> None:
         """Forget a task that has just run, and take it again if it is offered."""
-        queue = self._queues[task.queue]
+        queue = _place(task)
         queue.running -= 1
         del self._tasks[task.id]
         self._pump(queue)
@@ -306,7 +307,7 @@ class Dispatcher:
             if task.id in self._delayed:
                 self.discard(task.id)
             elif task.run is None or task.run.done():
-                queue = self._queues[task.queue]
+                queue = _place(task)
                 queue.ready.remove(task)
                 del self._tasks[task.id]
                 self._make_room(queue)
@@ -322,6 +323,7 @@ class Dispatcher:
                 return False
             queue.paused += 1
         task.pausing = pausing
+        task.place = queue
         queue.waiting += 1
         self._tasks[task.id] = task
         self._delayed.put(task.id, task.due)
@@ -329,7 +331,7 @@ class Dispatcher:
         return True
 
     def _stop_waiting(self, task: QueuedTask) -> TaskQueue:
-        queue = self._queues[task.queue]
+        queue = _place(task)
         queue.waiting -= 1
         if task.pausing:
             queue.paused -= 1
@@ -340,7 +342,11 @@ class Dispatcher:
         if queue.overflow and queue.held <= self._buffer // 2:
             queue.overflow = False
             self._refill(queue.key)
-        if queue.empty and (queue.gate is None or queue.gate.at_rest(self._clock.time_ns())):
+        if (
+            not queue.running
+            and queue.empty
+            and (queue.gate is None or queue.gate.at_rest(self._clock.time_ns()))
+        ):
             self._queues.pop(queue.key, None)
 
     def _pump(self, queue: TaskQueue) -> None:
@@ -391,6 +397,13 @@ class Dispatcher:
             if (opening := self._queues.get(key)) is not None:
                 self._pump(opening)
         self._arm()
+
+
+def _place(task: QueuedTask) -> TaskQueue:
+    """The queue of a task that is in memory."""
+    queue = task.place
+    assert queue is not None
+    return queue
 
 
 def _info(queue: TaskQueue) -> QueueInfo:

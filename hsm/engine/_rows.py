@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from hsm.engine._execution import decode_row
 from hsm.engine.clock import from_nanos, to_nanos
@@ -21,6 +22,9 @@ from persistence.proto.hsm_pb2 import (
     VersionedTransition as VersionMessage,
 )
 from persistence.store import SetRequest
+
+if TYPE_CHECKING:
+    from hsm.engine._queues import TaskQueue
 
 __all__ = [
     "QueueKey",
@@ -51,6 +55,7 @@ class QueuedTask:
         due: not to be run before, in nanoseconds.
         is_fresh: whether it was never read from the store.
         tries: attempts in this process that do not count against the task.
+        place: the queue in memory that has it.
         pausing: whether it waits for its next try, rather than for a time that was asked for.
         run: what runs it now.
         spent: the row is gone, together with a write under this task.
@@ -71,6 +76,7 @@ class QueuedTask:
         "key",
         "partition",
         "pausing",
+        "place",
         "queue",
         "raw",
         "row",
@@ -95,6 +101,7 @@ class QueuedTask:
         self.due = 0
         self.tries = 0
         self.pausing = False
+        self.place: TaskQueue | None = None
         self.spent = False
         self.instead: SetRequest | None = None
         self.instead_etag = ""
