@@ -18,6 +18,7 @@ from persistence.executions import (
     node_prefix,
     parked_prefix,
     prefix_end,
+    timer_key,
 )
 from persistence.proto.execution_pb2 import DeadLetterRow, ParkedTaskRow, TombstoneKind, TombstoneRow
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
@@ -177,7 +178,9 @@ async def _put_back(
     prefix = parked_prefix(*_key(row))
     async for item in store.scan(partition, prefix, prefix_end(prefix)):
         parked = decode_row(ParkedTaskRow, item.key, item.value)
-        task = QueuedTask.of_row(partition, parked.row_key, "", parked.task)
+        # Among the timers that are due: in its queue, a poll may not look for a task that is so old.
+        key = timer_key(parked.task.not_before_nanos, parked.task.task_id)
+        task = QueuedTask.of_row(partition, key, "", parked.task)
         try:
             task.etag = await store.multi(
                 [

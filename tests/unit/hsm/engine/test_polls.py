@@ -14,7 +14,7 @@ from hsm.engine._cursors import ROWS_BEFORE_A_JUMP, Cursors
 from hsm.testing import FakeClock, FaultyStore, TestEngine
 from persistence.store import Item, SetRequest
 from tests.support.databases import Database
-from tests.support.jobs import Lasting, Soon, World, job, noted, small, started
+from tests.support.jobs import Lasting, Soon, World, ask, job, log, noted, small, started
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -113,6 +113,37 @@ async def test_row_that_comes_late_is_found(
         line.open.set()
         await engine.drain()
     assert "late" in world.names()
+
+
+async def test_old_task_that_another_process_puts_back_is_found_at_once(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    """Its id is older than those of the tasks that a poll looks for."""
+    line = Line()
+    world.on(Lasting, line)
+    options = small(concurrency=1, poll_interval=SECOND, shard_count=1, task_timeout=None)
+    async with (
+        TestEngine(world.registry, database.store, options, clock=clock) as engine,
+        TestEngine(world.registry, await database.open(), options, clock=clock, run_tasks=False) as other,
+    ):
+        ref = await started(engine, "paused")
+        await engine.pause(ref.execution)
+        await engine.update(ref, ask(Lasting("old")))
+        await engine.drain()
+        for number in range(100):
+            await started(engine, str(number), Lasting("x"))
+        for _ in range(20):
+            clock.advance(SECOND)
+            await some_time(10)
+        await other.resume(ref.execution)
+        for _ in range(2):
+            clock.advance(SECOND)
+            await some_time(50)
+        assert len(engine._dispatcher) == 101
+        line.open.set()
+        await engine.drain()
+        assert await engine.read(ref, log) == ["old"]
+    assert await database.queued() == []
 
 
 async def test_full_queue_of_one_shard_does_not_starve_those_of_others(
