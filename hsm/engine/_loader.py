@@ -66,6 +66,7 @@ class Loader:
     def remove(self, partition: str) -> None:
         """Accept no task of a shard any more."""
         self._shards.pop(partition, None)
+        self._moves.forget(partition)
 
     async def load(self, partition: str) -> None:
         """Read everything of a shard, from the start."""
@@ -114,7 +115,8 @@ class Loader:
 
     def move(self, task: QueuedTask) -> None:
         """Put the row of a task that has left memory where it is found in time."""
-        self._moves.add(task)
+        if task.partition in self._shards:
+            self._moves.add(task)
 
     def gone(self, task: QueuedTask) -> None:
         """Note that a task waits in memory no more, and read on when a window has emptied."""

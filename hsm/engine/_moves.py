@@ -56,6 +56,11 @@ class Moves:
             self._spawn(self.flush)
         self._tasks[task.id] = task
 
+    def forget(self, partition: str) -> None:
+        """Leave the rows of a shard where they are: somebody else runs it."""
+        for task in [task for task in self._tasks.values() if task.partition == partition]:
+            del self._tasks[task.id]
+
     async def flush(self) -> None:
         """Return when what was added is written.
 
@@ -75,7 +80,7 @@ class Moves:
                     self._tasks.clear()
                     raise
                 for task in batch:
-                    del self._tasks[task.id]
+                    self._tasks.pop(task.id, None)
                 for task in moved:
                     self._arrived(task)
 
