@@ -226,6 +226,30 @@ async def test_node_that_is_gone_takes_only_its_partitions_along(cluster: Valkey
             await eventually(partial(goes_on, store, partition))
 
 
+async def test_node_that_hangs_holds_up_nobody_elses_partitions(cluster: ValkeyCluster) -> None:
+    async with from_url(cluster.fresh_url()) as store:
+        for partition in PARTITIONS:
+            await store.multi([put(partition, "key", b"x")])
+        port = cluster.nodes[1].port
+        cluster.nodes[1].pause()
+        try:
+            there: list[asyncio.Task[object]] = []
+            elsewhere: list[asyncio.Task[object]] = []
+            for partition in PARTITIONS:
+                tasks = there if store._place_of(partition) == ("127.0.0.1", port) else elsewhere
+                for work in (
+                    store.get(GetRequest(partition=partition, key="key")),
+                    store.multi([put(partition, "key", b"y")]),
+                ):
+                    tasks.append(asyncio.create_task(work))
+            assert there
+            await asyncio.gather(*elsewhere)
+            assert not any(task.done() for task in there)
+        finally:
+            cluster.nodes[1].resume()
+        await asyncio.gather(*there)
+
+
 async def test_replica_takes_over_and_the_store_goes_on(cluster: ValkeyCluster, nodes: list[Redis]) -> None:
     replica = ClusterNode("valkey-cluster/replica", find_valkey(tls=False), cluster.nodes[0].options)
     replica.start()

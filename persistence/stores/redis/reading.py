@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -43,7 +44,7 @@ class Reader:
         self._dialer = dialer
         self._layout = layout
         self._idle: dict[Address, list[Link]] = {}
-        self._turn = asyncio.Semaphore(connections)
+        self._turns = defaultdict[Address, asyncio.Semaphore](lambda: asyncio.Semaphore(connections))
         self._closed = False
 
     async def rows(self, slots: Sequence[Slot]) -> Rows:
@@ -250,7 +251,7 @@ class Reader:
     @asynccontextmanager
     async def _link(self, address: Address, *, fresh: bool) -> AsyncGenerator[Link]:
         """A connection for one exchange."""
-        async with self._turn:
+        async with self._turns[address]:
             if self._closed:
                 raise StoreClosedError("the store is closed")
             idle = self._idle.setdefault(address, [])

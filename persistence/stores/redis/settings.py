@@ -48,9 +48,9 @@ class RedisOptions:
     Attributes:
         prefix: begins every key of ours; stores with other prefixes, and other applications, may share the
             server. Without braces and NUL, and not empty.
-        lanes: connections that write, each for its share of the partitions. More of them help where the
-            server's disk is slow, because a server that syncs at every write syncs once for all connections.
-        readers: the most connections that read.
+        lanes: connections to a node that write, each for its share of the partitions. More of them help where
+            the server's disk is slow, as one that syncs at every write syncs once for all connections.
+        readers: the most connections to a node that read.
         connect_timeout: how long to wait for a connection, and for news of a commit that broke off.
         request_timeout: how long to wait for an answer, before the server is held to hang.
         wait_timeout: how long a write with strong consistency waits for the replicas.

@@ -37,8 +37,15 @@ _FAMILY_ROWS: Final = 1000
 
 @attrs.frozen
 class _Open:
-    """What an open store has."""
+    """What an open store has.
 
+    Attributes:
+        numbers: of the nodes that there were when it was opened; each has lanes of its own.
+    """
+
+    nodes: Nodes
+    layout: Layout
+    numbers: Mapping[Address, int]
     reader: Reader
     lanes: Sequence[Lane]
     listeners: Listeners | None
@@ -113,7 +120,8 @@ class RedisStore(ServerStore):
         dialer = Dialer(target, options)
         layout = Layout(options.prefix, target.database)
         nodes = await self._find_nodes(dialer)
-        facts = [await self._inspect(dialer, address) for address in nodes.masters()]
+        masters = nodes.masters()
+        facts = [await self._inspect(dialer, address) for address in masters]
         async with _dialled(dialer, nodes.address(layout.hash_slot_of(layout.meta))) as link:
             await claim(link, dialer.where(link.address), layout, create=options.create)
         publish = await self._try_out(dialer, nodes, layout, facts)
@@ -125,9 +133,13 @@ class RedisStore(ServerStore):
         )
         name = secrets.token_hex(8)
         lanes = [
-            Lane(f"{name}.{number}", nodes, dialer, layout, lane_options) for number in range(options.lanes)
+            Lane(f"{name}.{number}", nodes, dialer, layout, lane_options)
+            for number in range(options.lanes * len(masters))
         ]
         self._state = _Open(
+            nodes=nodes,
+            layout=layout,
+            numbers={address: number for number, address in enumerate(masters)},
             reader=reader,
             lanes=lanes,
             listeners=Listeners(nodes, dialer, layout, sharded=target.cluster) if publish else None,
@@ -192,6 +204,24 @@ class RedisStore(ServerStore):
 
     async def _ping(self) -> None:
         await self._opened().reader.ping()
+
+    def lane_of(self, partition: str) -> int:
+        """The lane of a partition: one of its node's, so that a node that hangs holds up no other's.
+
+        It is another one when the partition has moved. That does no harm, as the server carries a call out or
+        not as a whole, whichever lane it comes from.
+        """
+        state, lanes = self._opened(), self._options.lanes
+        address = self._place_of(partition)
+        number = state.numbers.get(address, hash(address) % len(state.numbers)) if address else 0
+        return number * lanes + hash(partition) % lanes
+
+    def _place_of(self, partition: str) -> Address | None:
+        state = self._opened()
+        try:
+            return state.nodes.address(state.layout.hash_slot(partition))
+        except StoreUnavailableError:
+            return None
 
     async def _delete_family(self, partition: str, family: str) -> int:
         state = self._opened()
