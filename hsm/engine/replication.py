@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 from hsm.engine._execution import decode_row
 from hsm.engine._executions import translated
 from hsm.engine._logs import engine_logger
-from hsm.engine.clock import nanos_of, sleep_until
+from hsm.engine.clock import nanos_of, sleep_for
 from hsm.engine.cluster import Cluster
 from hsm.engine.engine import Engine
 from hsm.errors import (
@@ -84,7 +84,7 @@ class Replicator:
             except RetryLaterError as error:
                 _log.warning("replication to cluster %d waits: %r", self._to.id, error)
             waker = asyncio.get_running_loop().create_future()
-            await sleep_until(clock, clock.time_ns() + nanos_of(interval), waker)
+            await sleep_for(clock, nanos_of(interval), waker)
 
     async def pump(self) -> int:
         """Carry over what there is; how many executions have changed in the target.
