@@ -151,7 +151,8 @@ class ServerStore(BatchedStore):
     async def get(self, request: GetRequest) -> GetResponse:
         """Read one key; absent or expired is an empty response."""
         self.check_open()
-        check_key(request.partition, request.key)
+        if check_key(request.partition, request.key) > self.limits.key_bytes:
+            return GetResponse()  # no row has it, and it might not fit into the query that it would share
         eventual = request.options.consistency is Consistency.EVENTUAL
         place = (self._place_of(request.partition), eventual)
         gatherer = self._gatherers.get(place)

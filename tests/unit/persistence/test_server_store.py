@@ -321,6 +321,14 @@ async def test_reads_share_round_trips(network: Network) -> None:
     assert network.calls.count("read") == 1
 
 
+async def test_a_key_that_no_row_can_have_is_absent_and_not_asked_for(network: Network) -> None:
+    async with DictStore(network) as store:
+        assert (await store.get(GetRequest(key="k" * 101))).data is None
+        assert "read" not in network.calls
+        assert (await store.get(GetRequest(key="k" * 100))).data is None
+        assert "read" in network.calls
+
+
 async def test_an_eventual_read_is_asked_for_as_one(network: Network) -> None:
     async with DictStore(network) as store:
         for consistency in Consistency:
