@@ -28,7 +28,7 @@ from persistence.stores.postgresql.dialect import DISTRIBUTED, POSTGRESQL, diale
 from persistence.stores.postgresql.listening import Listener
 from persistence.stores.postgresql.locks import channel
 from persistence.stores.postgresql.notices import Notice, payloads, read_payload
-from persistence.stores.postgresql.session import Connector
+from persistence.stores.postgresql.session import Connector, Session
 from persistence.stores.postgresql.settings import divide_url
 from persistence.stores.postgresql.sql import Statements
 from tests.conftest import NewServer
@@ -158,7 +158,7 @@ async def test_no_right_to_create_is_needed_once_the_schema_is_there(url: str) -
         assert await store.delete_with_prefix("", "a") == 1
 
 
-@pytest.mark.parametrize("schema", ['we"ird', "100% %s", "Ünïcode", "a b;--", "x" * 63])
+@pytest.mark.parametrize("schema", ['we"ird', "100% %s", "Ünïcode", "a b;--", "{order}{schema}", "x" * 63])
 async def test_any_name_of_a_schema_is_safe(server: Server, schema: str) -> None:
     parameters, _ = divide_url(server.url)
     async with PostgresStore(parameters, options=PostgresOptions(schema=schema)) as store:
@@ -234,6 +234,15 @@ async def test_defaults_of_the_server_do_not_weaken_conditions(url: str, setting
             row = await store.get(GetRequest(key="counter"))
             await store.set(put("counter", b"%d" % (int(row.data or b"") + 1), etag=row.etag))
         assert (await first.get(GetRequest(key="counter"))).data == b"3"
+
+
+async def test_sessions_may_be_idle_whatever_the_default_says(url: str) -> None:
+    connector = Connector(
+        divide_url(f"{url}&options=-c%20idle_session_timeout%3D60000")[0], PostgresOptions()
+    )
+    session, _ = await connector.connect()
+    assert await session.rows(b"SHOW idle_session_timeout") == [("0",)]
+    await session.aclose()
 
 
 async def test_commits_are_as_durable_as_can_be(url: str) -> None:
@@ -458,6 +467,44 @@ async def test_registrations_are_renewed_and_dropped_when_nobody_watches_any_mor
             while (rows := await sql(url, "SELECT p, expires FROM {s}.watchers")) != [("p", rows[0][1])]:  # noqa: ASYNC110  the database tells nobody
                 await asyncio.sleep(0.05)
         assert rows[0][1] > first
+
+
+async def test_a_watch_that_begins_while_others_are_dropped_is_registered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with from_url(url) as store:
+        listener = listener_of(store)
+        listener._renewal_seconds = 0.1
+        rows, begun = Session.rows, asyncio.Event()
+        late: AsyncIterator[Any]
+
+        async def begin_first(session: Session, statement: bytes, parameters: Any = ()) -> Any:
+            if statement == listener._sql["forget"] and not begun.is_set():
+                nonlocal late
+                listener._renewal_seconds = 1000
+                late = store.watch("late", "")
+                assert (await anext(late)).kind is ChangeKind.RESYNC
+                begun.set()
+            return await rows(session, statement, parameters)
+
+        monkeypatch.setattr(Session, "rows", begin_first)
+        early = store.watch("early", "")
+        assert (await anext(early)).kind is ChangeKind.RESYNC
+        async with asyncio.timeout(20):
+            await begun.wait()
+            assert (await anext(late)).kind is ChangeKind.RESYNC
+        found = await sql(url, "SELECT p FROM {s}.watchers ORDER BY p")
+        assert found == [("early",), ("late",)]
+
+
+@pytest.mark.parametrize("payload", ["", "5", "null", "[null]", "[1e999]", "{}", "[[1]]", "[" * 7000])
+async def test_what_others_say_on_the_channel_is_not_heard(url: str, payload: str) -> None:
+    async with from_url(url) as store:
+        changes = store.watch("p", "")
+        assert (await anext(changes)).kind is ChangeKind.RESYNC
+        await sql(url, f"SELECT pg_notify('{channel_of(url)}', '{payload}')")
+        await store.set(put("k", partition="p"))
+        await told(changes, "k")
 
 
 async def test_a_watch_that_writers_have_forgotten_begins_anew(url: str) -> None:

@@ -153,8 +153,13 @@ class Listener:
         parameters = (Int8(self._life_seconds), self._name, Texts(partitions), Int8(self._margin_seconds))
         with session.until(self._deadline()):
             renewed = {name for (name,) in await session.rows(self._sql["renew"], parameters)}
-            watched_now = Texts([watched.partition for watched in self._watched.values()])
-            await session.rows(self._sql["forget"], (self._name, watched_now))
+            kept = list(self._watched.values())
+            names = Texts([watched.partition for watched in kept])
+            await session.rows(self._sql["forget"], (self._name, names))
+        for watched in self._watched.values():
+            if watched not in kept:
+                # It may have been registered just before the others were forgotten.
+                self._begin_registration(watched, session)
         for watched in registered:
             if watched.partition not in renewed:
                 # This process was stopped for so long that writers have forgotten it.

@@ -53,5 +53,9 @@ def read_payload(payload: str) -> Notice:
     Raises:
         ValueError: it is none of ours.
     """
-    partition, *keys = json.loads(payload)
-    return Notice(int(partition), [str(key) for key in keys] if keys else None)
+    try:
+        partition, *keys = json.loads(payload)
+        number = int(partition)
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{payload[:100]!r} is no notice: {error}") from error
+    return Notice(number, [str(key) for key in keys] if keys else None)

@@ -27,6 +27,7 @@ from persistence.stores.postgresql.sql import Statements
 __all__ = ["Connector", "ServerFacts", "Session"]
 
 _OLDEST_SERVER: Final = 130000
+_SESSION_TIMEOUT_SERVER: Final = 140000
 _TRANSACTION_TIMEOUT_SERVER: Final = 170000
 _WEAKER_THAN_ON: Final = frozenset({"off", "local", "remote_write"})
 _LEAST_CONNECT_SECONDS: Final = 2
@@ -237,6 +238,9 @@ class Connector:
             settings |= _PLANS
             settings["default_transaction_isolation"] = "read committed"
             settings |= _keepalives(options)
+            if facts.version >= _SESSION_TIMEOUT_SERVER:
+                # Whoever listens may have nothing to say for long.
+                settings["idle_session_timeout"] = "0"
             if facts.version >= _TRANSACTION_TIMEOUT_SERVER:
                 # The server's other clocks stand still between two statements that are sent together.
                 patience = options.request_timeout + options.idle_timeout

@@ -38,25 +38,28 @@ class Statements:
     """The statements by name, with the schema filled in; as bytes, which is what psycopg takes unseen."""
 
     def __init__(self, schema: str, dialect: Dialect) -> None:
-        name = _quoted(schema)
-        self._texts = {key: text.replace("{schema}", name) for key, text in _QUERIES.items()}
+        self._schema = _quoted(schema)
+        self._texts = dict(_QUERIES)
         if dialect.plain:
             plain = {key for key in self._texts if key.endswith("-plain")}
             self._texts |= {key.removesuffix("-plain"): self._texts[key] for key in plain}
-        self._encoded = {key: text.encode() for key, text in self._texts.items()}
+        self._encoded = {key: self._complete(text) for key, text in self._texts.items()}
         self._cached_window = functools.cache(self._windowed)
 
     def __getitem__(self, name: str) -> bytes:
         return self._encoded[name]
 
+    def _complete(self, text: str) -> bytes:
+        # Last, because the name of a schema may look like something else that is filled in.
+        return text.replace("{schema}", self._schema).encode()
+
     def _windowed(self, name: str, reverse: bool, after: bool, bounded: bool) -> bytes:
         """The statement for windows of one shape; a window without an end has one parameter less."""
-        return (
+        return self._complete(
             self._texts[name]
             .replace("{order}", "DESC" if reverse else "ASC")
             .replace("{above}", ">" if after else ">=")
             .replace("{below}", "AND k < %b" if bounded else "")
-            .encode()
         )
 
     def window(self, name: str, window: Window) -> tuple[bytes, tuple[str, ...]]:
