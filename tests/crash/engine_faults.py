@@ -242,8 +242,10 @@ async def audit(url: str, acknowledged: Sequence[tuple[str, str]]) -> dict[str, 
         by_execution.setdefault(id_, set()).add(mark)
     world = World()
     updates = executions = 0
-    async with Database(url) as database, Engine(world.registry, database.store, options()) as engine:
+    async with Database(url) as database:
+        # Before anything changes it: it is read in pieces.
         await database.check()
+    async with Database(url) as database, Engine(world.registry, database.store, options()) as engine:
         infos = [info async for info in engine.list(namespace="tests")]
         assert {info.key.id for info in infos} >= set(by_execution), "executions are lost"
         async with asyncio.timeout(QUIET_SECONDS):
