@@ -6,11 +6,13 @@ from hsm.engine.clock import Clock, SystemClock, TimerHandle
 from hsm.engine.cluster import Cluster
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.engine.engine import Engine
+from hsm.engine.environment import environment_as
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask, QueueInfo
 from hsm.engine.options import Backoff, EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.engine.rates import Rate
 from hsm.engine.replication import Replicator
+from hsm.engine.sync import SyncEngine, SyncEnvironment, SyncExecutor, in_thread
 from hsm.engine.telemetry import (
     CommitInfo,
     Gauges,
@@ -46,10 +48,15 @@ __all__ = [
     "Replicator",
     "ReusePolicy",
     "RunObserver",
+    "SyncEngine",
+    "SyncEnvironment",
+    "SyncExecutor",
     "SystemClock",
     "TaskRun",
     "Telemetry",
     "TimerHandle",
     "TraceContext",
     "current_trace",
+    "environment_as",
+    "in_thread",
 ]

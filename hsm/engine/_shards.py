@@ -15,6 +15,7 @@ from hsm.engine._logs import engine_logger
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
+from hsm.engine._stopping import PATIENCE_SECONDS
 from hsm.engine._sweeper import sweep
 from hsm.engine.clock import nanos_of, sleep_for
 from hsm.engine.options import EngineOptions
@@ -134,15 +135,18 @@ class Shards:
         for task in self._background:
             task.cancel()
 
-    async def close(self) -> None:
-        """Give the shards back, when nothing of them runs any more."""
+    async def release(self) -> None:
+        """Give the shards back, when nothing of them runs any more; if the store does not, time does."""
         try:
-            await self._leases.close()
-        except PersistenceError as error:
-            _log.info("the leases of this process are left to run out: %s", error)
-        finally:
-            # What the engine's block raised is the caller's and stays as it is: the group need not know.
-            await self._group.__aexit__(None, None, None)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._leases.close()
+        except (PersistenceError, TimeoutError) as error:
+            _log.info("the leases of this process are left to run out: %r", error)
+
+    async def close(self) -> None:
+        """Wait for the end of what goes on in the background."""
+        # What the engine's block raised is the caller's and stays as it is: the group need not know.
+        await self._group.__aexit__(None, None, None)
 
     def queued(self, partition: str, tasks: Iterable[QueuedTask]) -> None:
         """Take up tasks that were committed here, or tell whoever runs their shard."""

@@ -28,6 +28,7 @@ from hsm.engine._rows import QueuedTask
 from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
 from hsm.engine._start import Start, Starter
+from hsm.engine._stopping import end_runs
 from hsm.engine._worker import Worker
 from hsm.engine.clock import from_nanos, nanos_of, sleep_for, time_limit
 from hsm.engine.ids import IdSource
@@ -35,7 +36,7 @@ from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import ExecutionNotFoundError, StaleReferenceError
-from hsm.executor import AccessType
+from hsm.executor import AccessType, Environment
 from hsm.machine import Lifecycle, MachineType
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
@@ -55,7 +56,8 @@ class Engine(Operations, Replication):
     committed together or not at all. Every task runs at least once, as it comes due, also after a crash; what
     it does to the tree is done once. The store is the caller's to open and to close.
 
-    With `run_tasks` False, the engine reads and writes executions and runs no task.
+    With `run_tasks` False, the engine reads and writes executions and runs no task. With `environment`,
+    executors are given what that makes of the engine, and not the engine itself.
 
     Semantics: Temporal's history service, with one row for each machine and without history events.
     """
@@ -67,11 +69,13 @@ class Engine(Operations, Replication):
         options: EngineOptions | None = None,
         *,
         run_tasks: bool = True,
+        environment: Callable[[Engine], Environment] | None = None,
     ) -> None:
         self._registry = registry
         self._store = store
         self._options = options or EngineOptions()
         self._run_tasks = run_tasks
+        self._environment: Environment = self if environment is None else environment(self)
         self._ids = IdSource(self._options.random)
         # Executors run in this, not in that of whoever happens to commit their task.
         self._context = contextvars.copy_context()
@@ -122,7 +126,7 @@ class Engine(Operations, Replication):
         self._shards.attend(self._executions.forget, self._expire if options.retention is not None else None)
         self._dispatcher = self._shards.dispatcher
         self._worker = worker(
-            self,
+            self._environment,
             store,
             self._registry,
             options,
@@ -131,7 +135,12 @@ class Engine(Operations, Replication):
             self._dispatcher,
             self._shards.loader,
         )
-        await self._shards.open(run_tasks=self._run_tasks)
+        try:
+            await self._shards.open(run_tasks=self._run_tasks)
+        except BaseException:
+            # Nobody leaves a block that was not entered.
+            await self._close(timedelta())
+            raise
         if telemetry is not None:
             self._gauges = gauges = EngineGauges(self._shards)
             harmlessly(lambda: telemetry.opened(gauges))
@@ -141,25 +150,33 @@ class Engine(Operations, Replication):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Start no more tasks, wait for those that run, and leave the rest in the store."""
+        await self._close(self._options.drain_timeout if kind is None else timedelta())
+
+    async def shutdown(self, timeout: timedelta | None = None) -> None:
+        """Stop running tasks, in good order, and let other processes have the shards.
+
+        No task is started any more. Those that run have until `timeout` to end (`drain_timeout` if it is left
+        out); then they are cancelled, and run again by whoever has their shard next. This returns at most 10
+        seconds after `timeout`: an executor that does not heed its cancellation is left behind, and leases
+        that cannot be given back run out. Reading and writing go on to work until the engine's block ends.
+        """
         self._closing = True
         self._shards.stop()
         try:
-            if self._runs:
-                grace = self._options.drain_timeout if kind is None else timedelta()
-                await asyncio.wait(self._runs, timeout=grace.total_seconds())
+            await end_runs(self._runs, self._options.drain_timeout if timeout is None else timeout)
         finally:
-            for run in self._runs:
-                run.cancel()
-            try:
-                if self._runs:
-                    await asyncio.wait(self._runs)
-            finally:
-                self._worker.close()
-                await self._shards.close()
-                self._wake_drainers()
-                telemetry, gauges = self._options.telemetry, self._gauges
-                if telemetry is not None and gauges is not None:
-                    harmlessly(lambda: telemetry.closed(gauges))
+            await self._shards.release()
+            self._wake_drainers()
+
+    async def _close(self, grace: timedelta) -> None:
+        try:
+            await self.shutdown(grace)
+        finally:
+            self._worker.close()
+            await self._shards.close()
+            telemetry, gauges = self._options.telemetry, self._gauges
+            if telemetry is not None and gauges is not None:
+                harmlessly(lambda: telemetry.closed(gauges))
 
     def now(self) -> datetime:
         """The present time, by the engine's clock."""

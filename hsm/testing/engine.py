@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
@@ -14,6 +15,7 @@ import attrs
 from hsm.engine import Engine, EngineOptions
 from hsm.engine.clock import from_nanos
 from hsm.engine.ids import IdSource
+from hsm.executor import Environment
 from hsm.registry import Registry
 from hsm.testing.clock import FakeClock
 from persistence.store import EngineStore
@@ -51,6 +53,7 @@ class TestEngine(Engine):
         *,
         clock: FakeClock | None = None,
         run_tasks: bool = True,
+        environment: Callable[[Engine], Environment] | None = None,
     ) -> None:
         """Make an engine.
 
@@ -60,12 +63,19 @@ class TestEngine(Engine):
             options: as for `Engine`, but for the clock, which is always a fake one.
             clock: its own if it is left out.
             run_tasks: as for `Engine`.
+            environment: as for `Engine`.
         """
         self.clock: FakeClock = clock or FakeClock()
         self._own_store = MemoryStore() if store is None else None
         self.store: EngineStore = self._own_store or store or MemoryStore()
         chosen = options or attrs.evolve(_OPTIONS, random=random.Random(0))
-        super().__init__(registry, self.store, attrs.evolve(chosen, clock=self.clock), run_tasks=run_tasks)
+        super().__init__(
+            registry,
+            self.store,
+            attrs.evolve(chosen, clock=self.clock),
+            run_tasks=run_tasks,
+            environment=environment,
+        )
         # Two engines on one store must not make the same ids, though both begin in the same millisecond.
         self._ids = IdSource(random.Random(next(_engines)))
 
