@@ -160,6 +160,18 @@ def running_of(pids: Iterable[int]) -> set[int]:
     return set(pids) & _parents().keys()
 
 
+def has_stopped(pid: int) -> bool:
+    """Whether every thread of a process stands still after SIGSTOP; without `/proc` nobody can tell."""
+    states: list[str] = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            # What stands before the last bracket is the program's name.
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+        except OSError:
+            continue  # the thread has ended
+    return all(state in "TtZX" for state in states)
+
+
 def _parents() -> dict[int, int]:
     # Debian's small images have no `ps`, other systems no `/proc`.
     if not Path("/proc/self/stat").exists():

@@ -22,6 +22,7 @@ from tests.support.servers._process import (
     StartError,
     await_that,
     free_port,
+    has_stopped,
     running_of,
 )
 from tests.support.servers._tls import Certificate
@@ -172,6 +173,8 @@ class LocalServer(Server):
         family = self.family(process.pid)
         self.folder.note(family)  # a stopped child would not notice that its parent is gone
         send(signal.SIGSTOP, family)
+        # The signal is sent; each thread stops when it gets to it, and may answer somebody until then.
+        await_that(lambda: all(map(has_stopped, family)), f"{self.name} does not stop")
 
     def resume(self) -> None:
         send(signal.SIGCONT, reversed(self.family(self._running().pid)))
