@@ -31,6 +31,7 @@ __all__ = [
     "InitialVersionMismatchError",
     "InvalidTaskKindError",
     "InvalidTransitionError",
+    "NoHistoryError",
     "NotActiveError",
     "NotCancellableError",
     "NotRegisteredError",
@@ -181,6 +182,10 @@ class DuplicateRequestError(HSMError):
     def __init__(self, message: str, *, run_id: str = "") -> None:
         super().__init__(message)
         self.run_id = run_id
+
+
+class NoHistoryError(HSMError):
+    """The history of the execution is not kept, or does not know what was asked for."""
 
 
 class NotCancellableError(HSMError):

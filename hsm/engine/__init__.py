@@ -7,7 +7,15 @@ from hsm.engine.cluster import Cluster
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.engine.engine import Engine
 from hsm.engine.environment import environment_as
-from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask, QueueInfo
+from hsm.engine.info import (
+    DeadLetter,
+    ExecutionInfo,
+    ExecutionTree,
+    HistoryEntry,
+    NodeInfo,
+    PendingTask,
+    QueueInfo,
+)
 from hsm.engine.options import Backoff, EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.engine.rates import Rate
@@ -40,6 +48,7 @@ __all__ = [
     "ExecutionInfo",
     "ExecutionTree",
     "Gauges",
+    "HistoryEntry",
     "NodeInfo",
     "Outcome",
     "PendingTask",

@@ -339,6 +339,7 @@ class Executions:
         keep_claim: bool = False,
         removed: Sequence[Removed] = (),
         amend: Amendment | None = None,
+        refresh: bool = False,
     ) -> Commit:
         """See `plan`.
 
@@ -357,6 +358,7 @@ class Executions:
             removed=removed,
             amend=amend,
             retention_nanos=self._retention,
+            refresh=refresh,
         )
 
     async def commit(
@@ -366,6 +368,7 @@ class Executions:
         *,
         keep_claim: bool,
         amend: Amendment | None = None,
+        refresh: bool = False,
     ) -> None:
         """Write what has been done to the tree, and what `amend` adds to it.
 
@@ -385,7 +388,15 @@ class Executions:
                 raise translated(error) from error
             state.sealed = False
         now = self._options.clock.time_ns()
-        commit = self.plan(execution, now, claim=claim, keep_claim=keep_claim, removed=removed, amend=amend)
+        commit = self.plan(
+            execution,
+            now,
+            claim=claim,
+            keep_claim=keep_claim,
+            removed=removed,
+            amend=amend,
+            refresh=refresh,
+        )
         seal(execution)
         try:
             etag = await self._store.multi(commit.operations)

@@ -96,10 +96,11 @@ class ObservedExecutions(Executions):
         *,
         keep_claim: bool,
         amend: Amendment | None = None,
+        refresh: bool = False,
     ) -> None:
         """See `Executions.commit`."""
         with self.observed(execution):
-            await super().commit(execution, claim, keep_claim=keep_claim, amend=amend)
+            await super().commit(execution, claim, keep_claim=keep_claim, amend=amend, refresh=refresh)
 
 
 class ObservedWorker(Worker):

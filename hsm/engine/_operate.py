@@ -28,11 +28,13 @@ async def operate(
     *,
     before: Callable[[Execution], Awaitable[None]] | None = None,
     whole: bool = False,
+    refresh: bool = False,
 ) -> ResultT:
     """Let `act` look at an execution as it is now and change its tree, and commit that with its amendment.
 
     Nothing is committed if the tree is as it was and there is no amendment. `act` may run again, on a newer
     state; `before` reads what it needs from the store each time; with `whole`, all of the tree is loaded.
+    With `refresh`, the machines that are changed ask for all their tasks anew.
     """
     key = await executions.resolve(key)
     while True:
@@ -46,7 +48,7 @@ async def operate(
             begin(execution)
             result, amend = act(execution)
             if amend is not None or execution.root.dirty:
-                await executions.commit(execution, None, keep_claim=False, amend=amend)
+                await executions.commit(execution, None, keep_claim=False, amend=amend, refresh=refresh)
         except CommitConflictError:
             roll_back(execution)
             executions.evict(execution)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from hsm.engine import _closing, _deletion, _pausing
+from hsm.engine import _closing, _deletion, _history, _pausing, _refresh
 from hsm.engine._executions import Executions, translated
 from hsm.engine._logs import engine_logger
 from hsm.engine._shards import Shards
+from hsm.engine.info import HistoryEntry
 from hsm.engine.options import EngineOptions
 from hsm.errors import StorageUnavailableError
 from hsm.machine import Key
 from hsm.ref import ExecutionKey
+from hsm.registry import Registry
+from hsm.tree import Node
 from persistence.errors import PersistenceError
 from persistence.store import EngineStore
 
@@ -28,6 +31,7 @@ class Operations:
     _options: EngineOptions
     _executions: Executions
     _shards: Shards
+    _registry: Registry
 
     async def terminate(self, key: ExecutionKey, reason: str = "", *, request_id: str = "") -> None:
         """Close an execution by force, whatever its machines say.
@@ -100,6 +104,38 @@ class Operations:
             await self._sweep(partition)
         except StorageUnavailableError as error:
             _log.info("the rows of a deleted execution are left to be swept later: %s", error)
+
+    async def refresh(self, key: ExecutionKey) -> None:
+        """Let all machines of an execution name their tasks anew, in place of those that they wait for.
+
+        For when tasks were lost, or are wrong because the program that asked for them was. Attempts begin
+        again, and dead letters of the old tasks are deleted. Only machines that are a `TaskRegenerator` are
+        asked; the others keep their tasks. Semantics: Temporal's full refresh.
+
+        Raises:
+            ExecutionClosedError: it was terminated.
+            ExecutionNotFoundError: there is no such execution.
+        """
+        await _refresh.refresh(self._executions, key)
+
+    def history(self, key: ExecutionKey) -> AsyncIterator[HistoryEntry]:
+        """What each commit has changed, oldest first; nothing if the execution was started without history.
+
+        Raises:
+            ExecutionNotFoundError: there is no such execution.
+        """
+        return _history.history(self._executions, self._store, key)
+
+    async def tree_at(self, key: ExecutionKey, transition_count: int) -> Node:
+        """The tree as it was after the commit with this count: a copy, whose changes are kept by nobody.
+
+        The counts are those of `HistoryEntry.version`. All changes from the start on are read.
+
+        Raises:
+            NoHistoryError: nothing is known of such a commit; see `start(history=True)`.
+            ExecutionNotFoundError: there is no such execution.
+        """
+        return await _history.tree_at(self._executions, self._store, self._registry, key, transition_count)
 
     async def _sweep(self, partition: str) -> None:
         try:

@@ -20,8 +20,21 @@ from hsm.task import Singleton, Task
 from hsm.tree import Node
 from hsm.tree._delta import record_deletions
 from hsm.tree._operation import Deleted, compact
-from persistence.executions import dead_letter_key, expiry_key, notice_key, parked_key, tombstone_key
-from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, TombstoneKind, TombstoneRow
+from persistence.executions import (
+    dead_letter_key,
+    expiry_key,
+    history_key,
+    notice_key,
+    parked_key,
+    tombstone_key,
+)
+from persistence.proto.execution_pb2 import (
+    ExecutionRow,
+    ExecutionStatus,
+    HistoryRow,
+    TombstoneKind,
+    TombstoneRow,
+)
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
 from persistence.store import CheckRequest, DeleteRequest, SetRequest
 
@@ -43,6 +56,7 @@ class Planner:
         "operations",
         "partition",
         "registry",
+        "removed",
     )
 
     def __init__(
@@ -54,6 +68,7 @@ class Planner:
         self.partition = execution.partition
         self.now_nanos = now_nanos
         self._retention = retention_nanos
+        self.removed: Sequence[Removed] = ()
         self.commit = Commit(execution)
         self.operations = self.commit.operations
 
@@ -112,6 +127,8 @@ class Planner:
             self._schedule_expiry(row)
         if execution.cluster is not None:
             self.operations += marks(execution.partition, execution.key, execution.cluster)
+        if row.keeps_history:
+            self._record(row, root_changed=root_changed)
         self.commit.set_row(row)
         self.operations.insert(
             0,
@@ -122,6 +139,25 @@ class Planner:
                 etag=execution.etag,
             ),
         )
+
+    def _record(self, row: ExecutionRow, *, root_changed: bool) -> None:
+        """Add what this commit changes to the history."""
+        execution, version = self.execution, row.history[-1]
+        count = version.max_transition_count
+        message = HistoryRow(
+            time_nanos=self.now_nanos, version=version, next_ordinal=row.next_ordinal, root_type=row.root_type
+        )
+        for removed in self.removed:
+            message.deleted.add(segments=removed.segments, before_ordinal=removed.before_ordinal)
+        if root_changed:
+            message.changed.add(segments="", node=row.root)
+        prefix = execution.prefix
+        for operation in self.operations:
+            if isinstance(operation, SetRequest) and operation.key.startswith(prefix):
+                node = StateMachineNode.FromString(operation.value)
+                message.changed.add(segments=operation.key[len(prefix) :], node=node)
+        message.added_tasks.extend([queued.id for queued in self.commit.queued])
+        self.write(history_key(*execution.key, count), message.SerializeToString())
 
     def put_back(self, row: ExecutionRow) -> None:
         """Have the parked tasks of the execution put back into their queues, by whoever sweeps."""
@@ -220,6 +256,14 @@ class Planner:
         if len(kept) != len(tasks) or any(map(operator.is_not, kept, tasks)):
             pending[node] = kept
 
+    def withdraw_all(self, pending: dict[Node, list[StateMachineTask]], node: Node) -> None:
+        """Take all tasks off a node, dead letters too."""
+        for message in node._tasks:
+            self.withdraw(message)
+            if message.dead:
+                self.delete(dead_letter_key(message.id))
+        pending[node] = []
+
     def is_stale(self, message: StateMachineTask, node: Node) -> bool:
         task = self.execution.decoded.get(message.id)
         if task is None:
@@ -269,6 +313,7 @@ def plan(
     removed: Sequence[Removed] = (),
     amend: Amendment | None = None,
     retention_nanos: int = 0,
+    refresh: bool = False,
 ) -> Commit:
     """Work out the commit of what has been done to the execution's tree.
 
@@ -282,11 +327,13 @@ def plan(
         removed: what `find_removed` has found.
         amend: what else changes, besides the tree.
         retention_nanos: how long closed executions are kept; 0: for ever.
+        refresh: the changed machines ask for all their tasks anew.
 
     Raises:
         NotRegisteredError, SerializationError: a task cannot be written.
     """
     planner = Planner(registry, ids, execution, now_nanos, retention_nanos)
+    planner.removed = removed
     commit, operations = planner.commit, planner.operations
     state = execution.root._state
     changed = {node: None for node, row in state.dirty.items() if row}
@@ -305,7 +352,11 @@ def plan(
         planner.remove(subtree)
     pending: dict[Node, list[StateMachineTask]] = {}
     for node in changed:
-        if node._tasks:
+        if not node._tasks:
+            continue
+        if refresh:
+            planner.withdraw_all(pending, node)
+        else:
             planner.prune(pending, node, claimed)
     for entry in compact(state.log) if state.removed else state.log:
         if not isinstance(entry, Deleted):

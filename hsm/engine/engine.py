@@ -42,6 +42,7 @@ from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
 from persistence import errors as storage
+from persistence.proto.execution_pb2 import ExecutionRow
 from persistence.store import EngineStore
 
 __all__ = ["Engine"]
@@ -192,6 +193,7 @@ class Engine(Operations, Replication):
         on_start: Callable[[Node], object] | None = None,
         conflict: ConflictPolicy = ConflictPolicy.FAIL,
         reuse: ReusePolicy = ReusePolicy.REJECT,
+        history: bool = False,
     ) -> Ref:
         """Start an execution and return a reference to its root.
 
@@ -206,13 +208,19 @@ class Engine(Operations, Replication):
             conflict: what to do if the id has a run that is running: refuse, return that one, or terminate it
                 in the same commit.
             reuse: whether the id may have another run after one that is closed.
+            history: keep what every commit changes, for `history` and `tree_at`; each then writes the changed
+                machines twice.
 
         Raises:
             ExecutionAlreadyStartedError: another request has started an execution with this id.
             NotRegisteredError: the machine type is not registered, or cannot be told from the data.
         """
         type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
-        return await self._starter.start(Start(key, type_id, data, request_id, on_start, conflict, reuse))
+        return await self._starter.start(
+            Start(
+                key, type_id, data, request_id, on_start, conflict, reuse, ExecutionRow(keeps_history=history)
+            )
+        )
 
     async def update_with_start(
         self,

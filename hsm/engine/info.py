@@ -7,11 +7,19 @@ from datetime import datetime
 import attrs
 
 from hsm.engine.breaker import BreakerState
-from hsm.machine import Key, Lifecycle, MachineType
+from hsm.machine import Key, Lifecycle, MachineType, VersionedTransition
 from hsm.ref import ExecutionKey
 from hsm.task import TaskKind
 
-__all__ = ["DeadLetter", "ExecutionInfo", "ExecutionTree", "NodeInfo", "PendingTask", "QueueInfo"]
+__all__ = [
+    "DeadLetter",
+    "ExecutionInfo",
+    "ExecutionTree",
+    "HistoryEntry",
+    "NodeInfo",
+    "PendingTask",
+    "QueueInfo",
+]
 
 
 @attrs.frozen
@@ -87,6 +95,25 @@ class ExecutionTree:
 
     info: ExecutionInfo
     nodes: tuple[NodeInfo, ...]
+
+
+@attrs.frozen
+class HistoryEntry:
+    """What one commit has changed in an execution.
+
+    Attributes:
+        version: the point that it brought the execution to.
+        time: of the commit.
+        changed: paths of the machines that were added or have changed, or whose tasks have.
+        deleted: paths of the machines that were deleted, with all below them.
+        tasks: ids of the tasks that were asked for.
+    """
+
+    version: VersionedTransition
+    time: datetime
+    changed: tuple[tuple[Key, ...], ...]
+    deleted: tuple[tuple[Key, ...], ...]
+    tasks: tuple[str, ...]
 
 
 @attrs.frozen

@@ -259,6 +259,15 @@ def ask(*tasks: Task) -> Callable[[Node], None]:
     return lambda node: node.transition(Job, lambda _: TransitionOutput(tasks))
 
 
+def add_child(id_: str) -> Callable[[Node], None]:
+    """An update that adds a step."""
+
+    def change(node: Node) -> None:
+        node.add_child(step(id_), Step())
+
+    return change
+
+
 def finish(state: State = State.DONE) -> Callable[[Node], None]:
     """An update that sets the state."""
 

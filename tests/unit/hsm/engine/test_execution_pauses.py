@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from hsm import (
     Environment,
     ExecutionClosedError,
     Lifecycle,
-    Node,
     Ref,
     StateMachineNotFoundError,
     StorageUnavailableError,
@@ -30,8 +28,8 @@ from tests.support.jobs import (
     Newest,
     Ring,
     Soon,
-    Step,
     World,
+    add_child,
     ask,
     failing,
     job,
@@ -51,13 +49,6 @@ async def is_paused(engine: Engine) -> bool:
     (info,) = [info async for info in engine.list()]
     assert info.status is Lifecycle.RUNNING
     return info.paused
-
-
-def add(id_: str) -> Callable[[Node], None]:
-    def change(node: Node) -> None:
-        node.add_child(step(id_), Step())
-
-    return change
 
 
 async def test_no_task_of_a_paused_execution_runs_until_it_is_resumed(
@@ -151,9 +142,9 @@ async def test_subtree_can_be_paused_alone(world: World, database: Database) -> 
     async with TestEngine(world.registry, database.store) as engine:
         ref = await started(engine)
         for id_ in ("a", "b"):
-            await engine.update(ref, add(id_))
+            await engine.update(ref, add_child(id_))
         below = (step("a"), step("below"))
-        await engine.update(Ref(job(), (step("a"),)), add("below"))
+        await engine.update(Ref(job(), (step("a"),)), add_child("below"))
         await engine.pause(job(), (step("a"),))
         for path in ((), (step("a"),), below, (step("b"),)):
             await engine.update(Ref(job(), path), ask(Soon("/".join(key.id for key in path))))
@@ -171,7 +162,7 @@ async def test_subtree_can_be_paused_alone(world: World, database: Database) -> 
 async def test_resume_without_a_path_resumes_all(world: World, database: Database) -> None:
     async with TestEngine(world.registry, database.store) as engine:
         ref = await started(engine)
-        await engine.update(ref, add("a"))
+        await engine.update(ref, add_child("a"))
         await engine.pause(job(), (step("a"),))
         await engine.pause(job())
         await engine.pause(job())

@@ -1,0 +1,81 @@
+"""History: what each commit has changed in an execution, and the tree as it was after any of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from hsm.engine._execution import decode_row
+from hsm.engine._executions import Executions, translated
+from hsm.engine._table import RowTable, row_path
+from hsm.engine.clock import from_nanos
+from hsm.engine.info import HistoryEntry
+from hsm.errors import NoHistoryError
+from hsm.machine import VersionedTransition
+from hsm.ref import ExecutionKey
+from hsm.registry import Registry
+from hsm.tree import Node
+from persistence import errors as storage
+from persistence.executions import history_prefix, prefix_end
+from persistence.proto.execution_pb2 import HistoryRow
+from persistence.proto.hsm_pb2 import StateMachineNode
+from persistence.store import EngineStore
+
+__all__ = ["history", "tree_at"]
+
+
+async def history(
+    executions: Executions, store: EngineStore, key: ExecutionKey
+) -> AsyncIterator[HistoryEntry]:
+    """See `Engine.history`."""
+    async for row in _rows(executions, store, await executions.resolve(key)):
+        yield HistoryEntry(
+            VersionedTransition(row.version.failover_version, row.version.max_transition_count),
+            from_nanos(row.time_nanos),
+            tuple(row_path(node.segments) for node in row.changed),
+            tuple(row_path(deleted.segments) for deleted in row.deleted),
+            tuple(row.added_tasks),
+        )
+
+
+async def tree_at(
+    executions: Executions, store: EngineStore, registry: Registry, key: ExecutionKey, count: int
+) -> Node:
+    """See `Engine.tree_at`."""
+    key = await executions.resolve(key)
+    nodes: dict[str, StateMachineNode] = {}
+    last: HistoryRow | None = None
+    async for row in _rows(executions, store, key):
+        if row.version.max_transition_count > count:
+            break
+        last = row
+        for deleted in row.deleted:
+            for segments in [each for each in nodes if _covers(deleted.segments, each)]:
+                if nodes[segments].ordinal < deleted.before_ordinal:
+                    del nodes[segments]
+        for changed in row.changed:
+            nodes[changed.segments] = changed.node
+    if last is None or last.version.max_transition_count != count:
+        raise NoHistoryError(
+            f"nothing is known of transition {count} of {key.namespace}/{key.id}, whose history ends before"
+            " it, if it is kept at all"
+        )
+    table = RowTable("")
+    below = {segments: nodes[segments].SerializeToString() for segments in sorted(nodes) if segments}
+    table.add_first(below, complete=True)
+    root = nodes[""]
+    return Node._from_source(
+        registry, last.root_type, root, table.source("", root.ordinal), last.next_ordinal
+    )
+
+
+def _covers(deleted: str, segments: str) -> bool:
+    return segments == deleted or segments.startswith(deleted + "/")
+
+
+async def _rows(executions: Executions, store: EngineStore, key: ExecutionKey) -> AsyncIterator[HistoryRow]:
+    prefix = history_prefix(*key)
+    try:
+        async for item in store.scan(executions.partition(key), prefix, prefix_end(prefix)):
+            yield decode_row(HistoryRow, item.key, item.value)
+    except storage.PersistenceError as error:
+        raise translated(error) from error
