@@ -29,6 +29,7 @@ __all__ = [
     "HSMError",
     "IncompatibleTypeError",
     "InitialVersionMismatchError",
+    "InvalidSearchAttributeError",
     "InvalidTaskKindError",
     "InvalidTransitionError",
     "NoHistoryError",
@@ -88,6 +89,10 @@ class SerializationError(TerminalError):
 
 class IncompatibleTypeError(TerminalError):
     """A machine's data, or a task, is not of the class that was asked for."""
+
+
+class InvalidSearchAttributeError(TerminalError):
+    """A value cannot be a search attribute; nothing was written."""
 
 
 class InvalidTaskKindError(TerminalError):

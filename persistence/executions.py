@@ -11,6 +11,7 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `o/<namespace>/<group>/<destination>/<task>` | outbound task |
 | `i/<namespace>/<group>/<task>` | immediate task, or a timer that is due |
 | `d/<task>` | dead letter |
+| `a/<namespace>/<attribute>/<value>/<id>/<run>` | search attribute of an execution |
 | `h/<namespace>/<id>/<run>/<count>` | what one commit has changed in an execution that keeps its history |
 | `p/<namespace>/<id>/<run>` | news for the process that runs the shard: the execution is not what it was |
 | `q/<namespace>/<id>/<run>/<task>` | task that has come up while its execution was paused |

@@ -10,6 +10,7 @@ from hsm.engine.environment import environment_as
 from hsm.engine.info import (
     DeadLetter,
     ExecutionInfo,
+    ExecutionPage,
     ExecutionTree,
     HistoryEntry,
     NodeInfo,
@@ -20,6 +21,7 @@ from hsm.engine.options import Backoff, EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.engine.rates import Rate
 from hsm.engine.replication import Replicator
+from hsm.engine.search import Between, HasSearchAttributes, SearchValue
 from hsm.engine.sync import SyncEngine, SyncEnvironment, SyncExecutor, in_thread
 from hsm.engine.telemetry import (
     CommitInfo,
@@ -34,6 +36,7 @@ from hsm.engine.telemetry import (
 
 __all__ = [
     "Backoff",
+    "Between",
     "Breaker",
     "BreakerState",
     "Cancellable",
@@ -46,8 +49,10 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "ExecutionInfo",
+    "ExecutionPage",
     "ExecutionTree",
     "Gauges",
+    "HasSearchAttributes",
     "HistoryEntry",
     "NodeInfo",
     "Outcome",
@@ -57,6 +62,7 @@ __all__ = [
     "Replicator",
     "ReusePolicy",
     "RunObserver",
+    "SearchValue",
     "SyncEngine",
     "SyncEnvironment",
     "SyncExecutor",

@@ -7,6 +7,7 @@ from typing import Final
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
 from hsm.engine._logs import engine_logger
+from hsm.engine._search import index_keys
 from hsm.errors import ExecutionNotFoundError, ExecutionRunningError
 from hsm.ref import ExecutionKey
 from persistence import errors as storage
@@ -54,6 +55,10 @@ async def _operations(store: EngineStore, execution: Execution) -> list[Operatio
     ]
     if row.expiry_nanos:
         operations.append(DeleteRequest(partition=partition, key=expiry_key(row.expiry_nanos, *key)))
+    operations += [
+        DeleteRequest(partition=partition, key=index_key)
+        for index_key in index_keys(*key, row.search_attributes)
+    ]
     current_key = current_run_key(key.namespace, key.id)
     current = await store.get(GetRequest(partition=partition, key=current_key))
     if current.data is not None and decode_row(CurrentRun, current_key, current.data).run_id == key.run_id:

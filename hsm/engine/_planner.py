@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from hsm.engine._commit import Commit, Removed, check_task
 from hsm.engine._execution import Execution
 from hsm.engine._marks import marks
 from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
+from hsm.engine._search import index_keys, write_value
 from hsm.engine._table import row_segments
 from hsm.engine.ids import IdSource
+from hsm.engine.search import SearchValue
 from hsm.errors import HSMError, NotRegisteredError, SerializationError, StaleReferenceError
 from hsm.machine import Lifecycle, lifecycle_of, state_name
 from hsm.ref import Ref
@@ -120,6 +122,8 @@ class Planner:
             else:
                 row.status = _COMPLETED if lifecycle is Lifecycle.COMPLETED else _FAILED
                 row.close_nanos = row.close_nanos or self.now_nanos
+            if (shown := getattr(data, "search_attributes", None)) is not None:
+                self._show(row, shown())
         if amend is not None:
             amend(self, row)
             self.commit.amended = True
@@ -139,6 +143,19 @@ class Planner:
                 etag=execution.etag,
             ),
         )
+
+    def _show(self, row: ExecutionRow, shown: Mapping[str, SearchValue]) -> None:
+        """Note the search attributes; of their index, only what has changed is written."""
+        row.search_attributes.clear()
+        for name, value in shown.items():
+            write_value(row.search_attributes[name], name, value)
+        key = self.execution.key
+        before = set(index_keys(*key, self.execution.row.search_attributes))
+        after = set(index_keys(*key, row.search_attributes))
+        for gone in sorted(before - after):
+            self.delete(gone)
+        for added in sorted(after - before):
+            self.write(added, b"")
 
     def _record(self, row: ExecutionRow, *, root_changed: bool) -> None:
         """Add what this commit changes to the history."""

@@ -13,6 +13,7 @@ from hsm.engine._execution import decode_row, load_execution
 from hsm.engine._executions import Executions, translated
 from hsm.engine._lookup import find_rows
 from hsm.engine._rows import QueuedTask, kind_of
+from hsm.engine._search import read_value
 from hsm.engine._transaction import begin
 from hsm.engine.clock import from_nanos
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
@@ -25,10 +26,8 @@ from persistence.errors import PersistenceError
 from persistence.executions import (
     AFTER_SLASH,
     dead_letter_key,
-    escape,
     parked_key,
     parse_execution_key,
-    prefix_end,
 )
 from persistence.proto.execution_pb2 import (
     DeadLetterRow,
@@ -40,7 +39,7 @@ from persistence.proto.execution_pb2 import (
 from persistence.proto.hsm_pb2 import StateMachineTask
 from persistence.store import EngineStore, Item
 
-__all__ = ["ALL_ROWS", "OpenRegistry", "dead_letters", "execution_tree", "list_executions"]
+__all__ = ["ALL_ROWS", "OpenRegistry", "dead_letters", "execution_info", "execution_tree"]
 
 _LIFECYCLE: Final = {
     ExecutionStatus.EXECUTION_STATUS_COMPLETED: Lifecycle.COMPLETED,
@@ -80,7 +79,8 @@ class OpenRegistry(Registry):
         return self.machine(type_id)
 
 
-def _info(key: str, value: bytes) -> ExecutionInfo:
+def execution_info(key: str, value: bytes) -> ExecutionInfo:
+    """What a listing tells of an execution, from its row."""
     try:
         row = decode_row(ExecutionRow, key, value)
     except SerializationError as error:
@@ -100,28 +100,9 @@ def _info_of(key: ExecutionKey, row: ExecutionRow) -> ExecutionInfo:
         from_nanos(row.close_nanos) if row.close_nanos else None,
         close_reason=row.close_reason,
         paused=bool(row.paused),
+        attributes={name: read_value(value) for name, value in row.search_attributes.items()},
+        memo=row.memo,
     )
-
-
-async def list_executions(
-    store: EngineStore,
-    partitions: Sequence[str],
-    namespace: str | None,
-    status: Lifecycle | None,
-    state: str | None,
-) -> AsyncIterator[ExecutionInfo]:
-    """Executions that match, shard by shard, then by namespace and id; unreadable ones match no filter."""
-    start, end = "e/", "e" + AFTER_SLASH
-    if namespace is not None:
-        start = f"e/{escape(namespace)}/"
-        end = prefix_end(start)
-    for partition in partitions:
-        async for item in store.scan(partition, start, end):
-            info = _info(item.key, item.value)
-            if info.error and (status is not None or state is not None):
-                continue
-            if (status is None or info.status is status) and (state is None or info.state == state):
-                yield info
 
 
 async def execution_tree(

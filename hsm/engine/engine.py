@@ -17,6 +17,7 @@ from hsm.engine._commit import Commit
 from hsm.engine._deletion import expire
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions, translated
+from hsm.engine._listings import Listings
 from hsm.engine._observed import EngineGauges, ObservedExecutions, ObservedWorker, harmlessly, use
 from hsm.engine._operations import Operations
 from hsm.engine._policies import Policies
@@ -32,12 +33,12 @@ from hsm.engine._stopping import end_runs
 from hsm.engine._worker import Worker
 from hsm.engine.clock import from_nanos, nanos_of, sleep_for, time_limit
 from hsm.engine.ids import IdSource
-from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, QueueInfo
+from hsm.engine.info import DeadLetter, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import ExecutionNotFoundError, StaleReferenceError
 from hsm.executor import AccessType, Environment
-from hsm.machine import Lifecycle, MachineType
+from hsm.machine import MachineType
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
@@ -50,7 +51,7 @@ __all__ = ["Engine"]
 ResultT = TypeVar("ResultT")
 
 
-class Engine(Operations, Replication):
+class Engine(Operations, Listings, Replication):
     """Runs executions on a store: `async with Engine(registry, store) as engine`.
 
     An execution is a tree of machines under one root. A transition and the tasks that it asks for are
@@ -194,6 +195,7 @@ class Engine(Operations, Replication):
         conflict: ConflictPolicy = ConflictPolicy.FAIL,
         reuse: ReusePolicy = ReusePolicy.REJECT,
         history: bool = False,
+        memo: bytes = b"",
     ) -> Ref:
         """Start an execution and return a reference to its root.
 
@@ -210,16 +212,16 @@ class Engine(Operations, Replication):
             reuse: whether the id may have another run after one that is closed.
             history: keep what every commit changes, for `history` and `tree_at`; each then writes the changed
                 machines twice.
+            memo: whatever whoever lists the execution should know of it.
 
         Raises:
             ExecutionAlreadyStartedError: another request has started an execution with this id.
             NotRegisteredError: the machine type is not registered, or cannot be told from the data.
         """
         type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
+        row = ExecutionRow(keeps_history=history, memo=memo)
         return await self._starter.start(
-            Start(
-                key, type_id, data, request_id, on_start, conflict, reuse, ExecutionRow(keeps_history=history)
-            )
+            Start(key, type_id, data, request_id, on_start, conflict, reuse, row)
         )
 
     async def update_with_start(
@@ -291,27 +293,6 @@ class Engine(Operations, Replication):
                     await sleep_for(self._options.clock, interval, changed)
                 finally:
                     self._forget_watcher(key, changed)
-
-    def list(
-        self, *, namespace: str | None = None, status: Lifecycle | None = None, state: str | None = None
-    ) -> AsyncIterator[ExecutionInfo]:
-        """The executions that match, in no particular order over all.
-
-        Args:
-            namespace: of the executions.
-            status: whether they are running, completed or failed.
-            state: the name of the root's state.
-        """
-        return _queries.list_executions(self._store, self._shards.partitions, namespace, status, state)
-
-    async def count(
-        self, *, namespace: str | None = None, status: Lifecycle | None = None, state: str | None = None
-    ) -> int:
-        """How many executions `list` would tell of."""
-        count = 0
-        async for _ in self.list(namespace=namespace, status=status, state=state):
-            count += 1
-        return count
 
     async def describe(self, key: ExecutionKey) -> ExecutionTree:
         """An execution with all its machines and their pending tasks, as it is in the store now.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import attrs
 
 from hsm.engine.breaker import BreakerState
+from hsm.engine.search import SearchValue
 from hsm.machine import Key, Lifecycle, MachineType, VersionedTransition
 from hsm.ref import ExecutionKey
 from hsm.task import TaskKind
@@ -14,6 +16,7 @@ from hsm.task import TaskKind
 __all__ = [
     "DeadLetter",
     "ExecutionInfo",
+    "ExecutionPage",
     "ExecutionTree",
     "HistoryEntry",
     "NodeInfo",
@@ -35,6 +38,8 @@ class ExecutionInfo:
         error: why its row cannot be read, if so; then only the key and this are known.
         close_reason: why it was terminated; "" otherwise.
         paused: whether tasks of it, or of some of its machines, are kept from running.
+        attributes: the search attributes that its root shows.
+        memo: what was given to `start` for whoever lists it.
     """
 
     key: ExecutionKey
@@ -45,6 +50,21 @@ class ExecutionInfo:
     error: str = ""
     close_reason: str = ""
     paused: bool = False
+    attributes: Mapping[str, SearchValue] = attrs.field(factory=dict[str, SearchValue], hash=False)
+    memo: bytes = b""
+
+
+@attrs.frozen
+class ExecutionPage:
+    """A part of a listing.
+
+    Attributes:
+        executions: that match.
+        token: for the next page; "" if there is none. A page may be the last one and empty.
+    """
+
+    executions: tuple[ExecutionInfo, ...]
+    token: str = ""
 
 
 @attrs.frozen
