@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from hsm.engine._execution import decode_row
+from hsm.engine._search import index_keys
 from hsm.engine._table import row_segments
 from hsm.errors import BusyError, ResendError
 from hsm.machine import Key, VersionedTransition
@@ -69,7 +70,9 @@ async def merge(
         if result is not MergeResult.APPLIED:
             return result, False
         merging = _Merge(store, partition, key, delta)
-        merging.set_row(merge_row(mine, delta, keep), found.etag)
+        row = merge_row(mine, delta, keep)
+        merging.set_row(row, found.etag)
+        merging.set_index(mine, row)
         for changed in delta.nodes:
             merging.set_node(path_of(changed.path), changed.node.SerializeToString())
         merging.set_expiry(0 if mine is None else mine.expiry_nanos)
@@ -114,6 +117,15 @@ class _Merge:
         self.writes[key] = SetRequest(
             partition=self._partition, key=key, value=value, etag=etag, options=options or SetOptions()
         )
+
+    def set_index(self, mine: ExecutionRow | None, row: ExecutionRow) -> None:
+        """Let listings find the execution by what its root shows now."""
+        before = set() if mine is None else set(index_keys(*self._key, mine.search_attributes))
+        after = set(index_keys(*self._key, row.search_attributes))
+        for added in sorted(after - before):
+            self._set(added, b"")
+        for gone in sorted(before - after):
+            self._delete(gone)
 
     def _delete(self, key: str) -> None:
         # Each key is written once.
