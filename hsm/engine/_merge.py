@@ -120,7 +120,7 @@ class _Merge:
 
     def set_index(self, mine: ExecutionRow | None, row: ExecutionRow) -> None:
         """Let listings find the execution by what its root shows now."""
-        before = set() if mine is None else set(index_keys(*self._key, mine.search_attributes))
+        before = set(() if mine is None else index_keys(*self._key, mine.search_attributes))
         after = set(index_keys(*self._key, row.search_attributes))
         for added in sorted(after - before):
             self._set(added, b"")

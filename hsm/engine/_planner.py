@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from hsm.engine._commit import Commit, Removed, check_task
+from hsm.engine._entries import history_row
 from hsm.engine._execution import Execution
 from hsm.engine._marks import marks
 from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
@@ -33,7 +34,6 @@ from persistence.executions import (
 from persistence.proto.execution_pb2 import (
     ExecutionRow,
     ExecutionStatus,
-    HistoryRow,
     TombstoneKind,
     TombstoneRow,
 )
@@ -132,7 +132,10 @@ class Planner:
         if execution.cluster is not None:
             self.operations += marks(execution.partition, execution.key, execution.cluster)
         if row.keeps_history:
-            self._record(row, root_changed=root_changed)
+            entry = history_row(execution, self.commit, self.removed, row, root_changed=root_changed)
+            entry.time_nanos = self.now_nanos
+            count = version.transition_count
+            self.write(history_key(*execution.key, count), entry.SerializeToString())
         self.commit.set_row(row)
         self.operations.insert(
             0,
@@ -156,25 +159,6 @@ class Planner:
             self.delete(gone)
         for added in sorted(after - before):
             self.write(added, b"")
-
-    def _record(self, row: ExecutionRow, *, root_changed: bool) -> None:
-        """Add what this commit changes to the history."""
-        execution, version = self.execution, row.history[-1]
-        count = version.max_transition_count
-        message = HistoryRow(
-            time_nanos=self.now_nanos, version=version, next_ordinal=row.next_ordinal, root_type=row.root_type
-        )
-        for removed in self.removed:
-            message.deleted.add(segments=removed.segments, before_ordinal=removed.before_ordinal)
-        if root_changed:
-            message.changed.add(segments="", node=row.root)
-        prefix = execution.prefix
-        for operation in self.operations:
-            if isinstance(operation, SetRequest) and operation.key.startswith(prefix):
-                node = StateMachineNode.FromString(operation.value)
-                message.changed.add(segments=operation.key[len(prefix) :], node=node)
-        message.added_tasks.extend([queued.id for queued in self.commit.queued])
-        self.write(history_key(*execution.key, count), message.SerializeToString())
 
     def put_back(self, row: ExecutionRow) -> None:
         """Have the parked tasks of the execution put back into their queues, by whoever sweeps."""

@@ -20,7 +20,7 @@ from hsm import (
     Ref,
     attrs_definition,
 )
-from hsm.engine import Between, Engine, HasSearchAttributes, ReusePolicy, SearchValue
+from hsm.engine import Between, Cluster, Engine, HasSearchAttributes, ReusePolicy, SearchValue
 from hsm.engine._search import index_values, matches
 from hsm.testing import FakeClock, TestEngine
 from tests.support.databases import Database, new_database
@@ -184,6 +184,23 @@ async def test_executions_are_found_by_time(world: World, database: Database) ->
         assert await ids(started=Between(begin + SECOND)) == ["b", "c"]
         assert await ids(closed=Between(begin, FAR)) == ["a"]
         assert await ids(closed=Between(FAR)) == []
+
+
+async def test_another_cluster_finds_them_too(world: World, database: Database) -> None:
+    east, west = (small(cluster=Cluster(id=id_, peers=(3 - id_,))) for id_ in (1, 2))
+    async with (
+        new_database("memory", Path()) as other,
+        TestEngine(world.registry, database.store, east) as engine,
+        TestEngine(world.registry, other.store, west) as replica,
+    ):
+        ref = await order(engine, "job", city="s:Paris")
+        await replica.apply_delta(await engine.changes_since(job()))
+        assert await found(replica, city="Paris") == ["job"]
+        await engine.update(ref, show(city="s:Rome"))
+        await replica.apply_delta(await engine.changes_since(job()))
+        assert await found(replica, city="Paris") == []
+        assert await found(replica, city="Rome") == ["job"]
+        assert len(await other.keys("a/")) == 1
 
 
 @pytest.mark.parametrize("by_index", [False, True])
