@@ -88,11 +88,11 @@ class Shards:
         self._again = False
         self._stopped = False
         self._forget: Callable[[ExecutionKey], None] = _nothing
-        self._expire: Callable[[str, int], Awaitable[bool]] | None = None
+        self._expire: Callable[[str, int], Awaitable[None]] | None = None
         self._tend_at = self._now() + _TEND_NANOS
 
     def attend(
-        self, forget: Callable[[ExecutionKey], None], expire: Callable[[str, int], Awaitable[bool]] | None
+        self, forget: Callable[[ExecutionKey], None], expire: Callable[[str, int], Awaitable[None]] | None
     ) -> None:
         """Call `forget` for executions that others have paused or closed; `expire` deletes closed ones."""
         self._forget = forget
@@ -292,8 +292,8 @@ class Shards:
     async def _tend(self, partition: str) -> None:
         """What can wait: executions whose time is over, and what others have left half done."""
         self._unswept.add(partition)
-        while self._expire is not None and await self._expire(partition, self._now()):
-            pass
+        if self._expire is not None:
+            await self._expire(partition, self._now())
 
     def _noticed(self, partition: str, item: Item) -> None:
         """Another process has changed what an execution may do."""

@@ -394,8 +394,8 @@ class Engine(Operations, Listings, Replication):
             )
         return task
 
-    async def _expire(self, partition: str, now_nanos: int) -> bool:
-        return await expire(self._executions, self._store, partition, now_nanos)
+    async def _expire(self, partition: str, now_nanos: int) -> None:
+        await expire(self._executions, self._store, partition, now_nanos)
 
     def _committed(self, execution: Execution, commit: Commit) -> None:
         if self._watchers:

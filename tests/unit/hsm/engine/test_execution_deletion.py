@@ -183,7 +183,26 @@ async def test_deletion_that_is_cut_off_is_completed_by_the_next_process(
     assert await database.keys(*ROWS) == []
 
 
+async def test_execution_of_a_type_that_nobody_knows_is_deleted(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        await started(engine, "job", Alarm("alarm", FAR))
+    async with TestEngine(World(without=(Job, Alarm)).registry, database.store) as engine:
+        await engine.delete(job(), force=True)
+    assert await database.keys(*ROWS) == []
+
+
 # Retention
+
+
+async def test_execution_that_cannot_be_read_does_not_keep_others_from_being_deleted(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store, small(retention=DAY, shard_count=1)) as engine:
+        for id_ in ("broken", "closed"):
+            await engine.update(await started(engine, id_), finish())
+        await database.overwrite("e/tests/broken/", b"\xff")
+        await engine.skip(2 * DAY)
+        assert await ids(engine) == ["broken"]
 
 
 async def test_closed_execution_is_deleted_when_its_time_is_over(world: World, database: Database) -> None:
