@@ -15,6 +15,7 @@ import pytest
 
 from hsm import AccessClosedError, Environment, ExecutionNotFoundError, Node, Ref, TerminalError
 from hsm.engine import Engine, SyncEngine, SyncEnvironment, in_thread
+from hsm.engine._calls import Calls
 from hsm.machine import Lifecycle
 from hsm.testing import FakeClock
 from persistence import UnknownSchemeError, connect, require
@@ -211,6 +212,21 @@ def test_calls_and_executors_run_in_the_context_of_their_callers(world: World, u
         engine.read(ref, lambda _: seen.append(variable.get()))
         engine.drain()
     assert sorted(seen) == ["of the block", "of the call"]
+
+
+async def test_calls_that_wait_are_broken_off_when_nobody_may_call_any_more() -> None:
+    calls = Calls(lambda: RuntimeError("it is over"))
+    begun = asyncio.Event()
+
+    async def wait_for_ever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(asyncio.to_thread(calls.call, wait_for_ever))
+    await begun.wait()
+    calls.close()
+    with pytest.raises(RuntimeError, match="it is over"):
+        await waiting
 
 
 # Executors in threads
