@@ -323,6 +323,20 @@ async def test_engine_tells_of_its_queues(world: World, database: Database, ther
         ]
 
 
+@pytest.mark.parametrize("well", [True, False])
+def test_answer_to_a_call_of_before_is_no_answer_to_the_probe(well: bool) -> None:
+    circuit, breaker = Circuit(), Breaker(failures=1, open_time=MINUTE)
+    circuit.judge("early", False, 0, breaker, 0)
+    now = 61 * 10**9
+    assert circuit.closed_until(now) is None
+    circuit.let_through("probe")
+    circuit.judge("late", well, now, breaker, 0)
+    assert circuit.state is BreakerState.HALF_OPEN
+    assert circuit.closed_until(now) == 0
+    circuit.judge("probe", True, now, breaker, 0)
+    assert circuit.state is BreakerState.CLOSED
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 90)), max_size=40))
 def test_breaker_never_lets_two_ask_at_once_nor_anybody_while_it_is_open(
     steps: list[tuple[bool, bool, int]],
