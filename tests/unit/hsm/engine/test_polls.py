@@ -104,7 +104,8 @@ async def test_row_that_comes_late_is_found(
             clock.advance(SECOND)
             slow.advance(SECOND)
             await some_time(10)
-        await started(engine, "newer", Lasting("x"))
+        for number in range(40):
+            await started(engine, f"newer-{number}", Lasting("x"))
         clock.advance(SECOND)
         slow.advance(SECOND)
         await some_time(10)
@@ -113,7 +114,7 @@ async def test_row_that_comes_late_is_found(
             clock.advance(SECOND)
             await some_time(10)
         await some_time()
-        assert len(engine._dispatcher) == 102
+        assert len(engine._dispatcher) == 141
         line.open.set()
         await engine.drain()
     assert "late" in world.names()
