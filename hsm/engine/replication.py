@@ -103,6 +103,19 @@ class Replicator:
             raise translated(error) from error
         return changed
 
+    async def restart(self) -> None:
+        """Go through all executions once more with the next `pump`, as if it were the first.
+
+        For a target that has forgotten what it was told, because it was restored from a backup.
+
+        Raises:
+            StorageUnavailableError: the database of the target does not answer.
+        """
+        try:
+            await self._save(replication_cursor_key(self._from.id, self._namespace), ReplicationCursorRow())
+        except PersistenceError as error:
+            raise translated(error) from error
+
     async def _carry_marked(self, partition: str) -> int:
         prefix = replication_mark_prefix(self._to.id, self._namespace)
         store, changed = self._source._store, 0

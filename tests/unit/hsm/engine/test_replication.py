@@ -224,6 +224,8 @@ async def test_row_that_is_swept_is_not_told(two: Two) -> None:
         await engine.update(ref, lambda root: root.delete_child(step("a")))
         assert len(await two.east.database.keys("n/")) == 3
         assert len((await east.changes_since(job())).nodes) == 0
+        await engine.update(ref, add("a"))
+        assert len((await east.changes_since(job())).nodes) == 1
 
 
 async def test_gap_is_told_with_the_version_that_is_needed(two: Two) -> None:
@@ -450,20 +452,18 @@ async def test_done_task_is_told_though_its_machine_has_not_moved(world: World, 
     async def nothing(env: Environment, ref: Ref, task: Soon) -> None:
         pass
 
-    world.on(Soon, nothing)
     ref = await started(east)
     await east.update(ref, add("a"))
-    async with TestEngine(
-        world.registry, await two.east.database.open(), small(cluster=EAST), run_tasks=False
-    ) as quiet:
-        await quiet.update(child("a"), ask(Soon("done"), Lasting("waits", destination="nowhere")))
-        await two.to_west()
-        assert await pending(west, ref) == ["soon", "lasting"]
-    world.on(Lasting, failing(OSError()))
-    await east.skip(2 * HOUR)
+    world.on(Soon, failing(OSError("not yet"), None))
+    await east.update(child("a"), ask(Soon("done"), Alarm("waits", east.now() + 9 * HOUR)))
     await east.drain()
     await two.to_west()
-    assert await pending(west, ref) == await pending(east, ref)
+    assert await pending(west, ref) == ["soon", "alarm"]
+
+    world.on(Soon, nothing)
+    await east.skip(HOUR)
+    await two.to_west()
+    assert await pending(east, ref) == await pending(west, ref) == ["alarm"]
     await two.check_same()
 
 
@@ -597,6 +597,29 @@ async def test_tasks_put_aside_in_a_pause_that_ended_elsewhere_run(world: World,
     await east.skip(2 * HOUR)
     assert set(world.names()) == {"task", "at once"}
     assert sorted(await east.read(ref, log)) == ["at once", "task"]
+
+
+async def test_tasks_that_are_being_put_back_are_not_forgotten_in_a_failover(
+    world: World, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def later(partition: str) -> None:
+        pass
+
+    east, west = two.east.engine, two.west.engine
+    ref = await started(east)
+    await east.pause(job())
+    await east.update(ref, ask(Soon("task")))
+    await east.drain()
+    await two.to_west()
+    monkeypatch.setattr(east, "_sweep", later)
+    await east.resume(job())
+    await east.update(ref, note("lost"))
+    await west.take_over(job())
+    await west.resume(job())
+    await two.to_east()
+    monkeypatch.undo()
+    await east.skip(2 * HOUR)
+    assert await two.east.database.keys("q/", "z/", "i/") == []
 
 
 # Deletion

@@ -154,6 +154,17 @@ async def test_change_during_the_telling_is_told_next_time(two: Two, monkeypatch
     assert await two.west.read(ref, log) == ["1", "2"]
 
 
+async def test_target_that_has_forgotten_is_told_again(two: Two) -> None:
+    ref = await started(two.east)
+    link = Replicator(two.east, two.west, "tests")
+    await link.pump()
+    await two.west.delete(job(), force=True)
+    assert await link.pump() == 0
+    await link.restart()
+    assert await link.pump() == 1
+    assert await two.west.read(ref, log) == []
+
+
 async def test_both_directions(two: Two) -> None:
     links = Replicator(two.east, two.west, "tests"), Replicator(two.west, two.east, "tests")
     await started(two.east, "east")
