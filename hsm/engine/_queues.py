@@ -8,73 +8,24 @@ that could run. One that comes due and finds its queue full leaves memory, too.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from hsm.engine._gates import Circuit, Gate, verdict
 from hsm.engine._policies import Policies
 from hsm.engine._rows import QueuedTask, QueueKey
-from hsm.engine.breaker import BreakerState
-from hsm.engine.clock import Clock, TimerHandle, from_nanos, nanos_of
+from hsm.engine._task_queue import TaskQueue
+from hsm.engine.clock import Clock, TimerHandle, nanos_of
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.engine.info import QueueInfo
 from hsm.errors import DestinationDownError, Disposition, disposition
 
-__all__ = ["Dispatcher", "TaskQueue"]
+__all__ = ["Dispatcher"]
 
 _REMEMBERED: Final = 10_000
 _MOST_IDLE_QUEUES: Final = 10_000
 _MAX_ERROR_TEXT: Final = 200
-
-
-class TaskQueue:
-    """The tasks of one destination.
-
-    Attributes:
-        key: namespace, group and destination.
-        concurrency: tasks that may run at once.
-        ready: tasks that could run now, in order of arrival.
-        running: tasks that run now.
-        waiting: tasks that wait for their time, those counted in `paused` among them.
-        paused: those of them that have no place among the timers that are read ahead.
-        overflow: the store holds tasks of this queue that could run and are not in memory.
-        gate: what a task has to pass; None if nothing is in its way.
-        error: what the last run that failed met, and when.
-    """
-
-    __slots__ = (
-        "concurrency",
-        "error",
-        "gate",
-        "key",
-        "overflow",
-        "paused",
-        "ready",
-        "running",
-        "waiting",
-    )
-
-    def __init__(self, key: QueueKey, concurrency: int, gate: Gate | None) -> None:
-        self.key = key
-        self.concurrency = concurrency
-        self.ready: deque[QueuedTask] = deque()
-        self.running = 0
-        self.waiting = 0
-        self.paused = 0
-        self.overflow = False
-        self.gate = gate
-        self.error: tuple[str, int] | None = None
-
-    @property
-    def held(self) -> int:
-        """Tasks in memory that run or could run."""
-        return len(self.ready) + self.running
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to do now nor later."""
-        return not (self.ready or self.running or self.waiting or self.overflow)
 
 
 class Dispatcher:
@@ -156,7 +107,7 @@ class Dispatcher:
 
     def infos(self) -> list[QueueInfo]:
         """The queues as they are now."""
-        return [_info(queue) for queue in list(self._queues.values())]
+        return [queue.info() for queue in list(self._queues.values())]
 
     def start(self) -> None:
         """Begin to run what has been offered."""
@@ -404,26 +355,3 @@ def _place(task: QueuedTask) -> TaskQueue:
     queue = task.place
     assert queue is not None
     return queue
-
-
-def _info(queue: TaskQueue) -> QueueInfo:
-    circuit = None if queue.gate is None else queue.gate.circuit
-    error, error_time = queue.error or ("", None)
-    namespace, group, destination = queue.key
-    return QueueInfo(
-        namespace,
-        group,
-        destination,
-        running=queue.running,
-        ready=len(queue.ready),
-        waiting=queue.waiting,
-        overflow=queue.overflow,
-        concurrency=queue.concurrency,
-        breaker=BreakerState.CLOSED if circuit is None else circuit.state,
-        failures=0 if circuit is None else circuit.failures,
-        open_until=from_nanos(circuit.until)
-        if circuit is not None and circuit.state is BreakerState.OPEN
-        else None,
-        last_error=error,
-        last_error_time=None if error_time is None else from_nanos(error_time),
-    )

@@ -24,7 +24,7 @@ from persistence.proto.hsm_pb2 import (
 from persistence.store import SetRequest
 
 if TYPE_CHECKING:
-    from hsm.engine._queues import TaskQueue
+    from hsm.engine._task_queue import TaskQueue
 
 __all__ = [
     "QueueKey",
