@@ -229,9 +229,18 @@ class Trip(Job):
         return TransitionOutput((Lasting("give back"),))
 
 
+@attrs.define
+class Patient(Job):
+    """A root that goes on whatever it is asked."""
+
+    def request_cancel(self, node: Node, reason: str) -> None:
+        self.log.append(reason)
+
+
 def trips() -> World:
     world = World()
     world.registry.register_machine(attrs_definition(MachineType(3, "trip"), Trip))
+    world.registry.register_machine(attrs_definition(MachineType(4, "patient"), Patient))
     return world
 
 
@@ -258,6 +267,18 @@ async def test_each_request_asks_the_root_once(database: Database) -> None:
         assert await engine.read(ref, log) == ["first", "give back"]
         with pytest.raises(ExecutionClosedError, match="failed"):
             await engine.cancel(job(), "third")
+
+
+async def test_only_the_latest_requests_are_remembered(database: Database) -> None:
+    world = trips()
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await engine.start(job(), Patient())
+        for number in range(50):
+            await engine.cancel(job(), str(number), request_id=str(number))
+        for number in (49, 20, 0):
+            await engine.cancel(job(), "again", request_id=str(number))
+        written = await engine.read(ref, log)
+        assert written == [*map(str, range(50)), "again"]
 
 
 async def test_root_that_cannot_be_asked_is_named(world: World, database: Database) -> None:

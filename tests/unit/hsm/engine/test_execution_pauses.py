@@ -217,6 +217,29 @@ async def test_process_that_runs_the_shard_learns_of_a_pause_by_another(
         assert world.names() == ["alarm"]
 
 
+async def test_task_is_not_put_aside_behind_the_back_of_a_resume(world: World, database: Database) -> None:
+    """The resume comes between the look at the paused execution and the write that puts the task aside."""
+    store = FaultyStore(database.store)
+    async with (
+        TestEngine(world.registry, store) as engine,
+        TestEngine(world.registry, await database.open(), run_tasks=False, clock=engine.clock) as other,
+    ):
+        ref = await started(engine)
+        await engine.pause(job())
+
+        async def overtake(call: StoreCall) -> None:
+            if call.method == "multi" and "key='q/" in str(call.request):
+                store.before = None
+                await other.resume(job())
+
+        store.before = overtake
+        await engine.update(ref, ask(Soon("soon")))
+        await engine.skip(timedelta(minutes=1))
+        assert store.before is None
+        assert world.names() == ["soon"]
+        assert await database.keys("q/", "z/", "t/", "o/", "i/") == []
+
+
 async def test_terminated_while_paused_leaves_no_task(world: World, database: Database) -> None:
     async with TestEngine(world.registry, database.store, small(delete_rows=1)) as engine:
         ref = await started(engine)
