@@ -177,7 +177,8 @@ class OpenTelemetry:
         """See `Telemetry`."""
         started = time.perf_counter()
         attributes: _Attributes = {"hsm.namespace": run.namespace, "hsm.task.type": run.task_type}
-        self._task_delay.record(run.delay_seconds, attributes)
+        # A copy: older SDKs keep the dictionary that a point was first recorded with.
+        self._task_delay.record(run.delay_seconds, attributes.copy())
         parent, links = self._origin(run.trace)
         with self._tracer.start_as_current_span(
             f"run {run.task_type}",
@@ -198,8 +199,9 @@ class OpenTelemetry:
                 span.set_attributes(attributes)
                 self._task_duration.record(time.perf_counter() - started, attributes)
                 if observer.outcome is Outcome.DEAD_LETTERED:
-                    del attributes["hsm.task.outcome"]
-                    self._dead_letters.add(1, attributes)
+                    self._dead_letters.add(
+                        1, {name: value for name, value in attributes.items() if name != "hsm.task.outcome"}
+                    )
 
     def trace(self) -> TraceContext | None:
         """See `Telemetry`."""

@@ -259,6 +259,9 @@ async def test_attempts_are_counted_by_type_and_outcome(
 
     assert watch.counts("hsm.task.duration", "hsm.task.outcome") == outcomes
     assert watch.counts("hsm.task.duration", "hsm.task.type") == {"lasting": sum(outcomes.values())}
+    assert {frozenset(attributes) for attributes, _ in watch.points("hsm.task.delay")} == {
+        frozenset({"hsm.namespace", "hsm.task.type"})
+    }
     buried = outcomes.get("dead_lettered", 0)
     assert watch.counts("hsm.task.dead_letters", "error.type") == (
         {type(error).__name__: buried} if buried else {}
