@@ -30,7 +30,7 @@ from hsm.cli._tally import Tally
 from hsm.components import callback
 from hsm.components.callback import Callback, CallbackOptions, Scheduled, scheduled
 from hsm.components.callback.http import HttpSender
-from hsm.engine import Backoff, Engine, EngineOptions
+from hsm.engine import Backoff, Breaker, Engine, EngineOptions
 from hsm.errors import ExecutionAlreadyStartedError, SerializationError, TransactionTooLargeError
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
@@ -50,6 +50,8 @@ _RECOUNT_AFTER_IDLE: Final = 3
 _LOOK_AFTER_IDLE: Final = 2
 # Longer than any pause that the engine itself makes after an error.
 _SUSPECT_AFTER_IDLE: Final = 300
+# One receiver may serve many addresses, of which some fail whatever the others do.
+_BREAKER: Final = Breaker(failures=100, open_time=timedelta(seconds=10))
 _STOP_GRACE: Final = timedelta(seconds=5)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _SIGNAL_STATUS: Final = 128
@@ -128,6 +130,7 @@ def _engine_options(options: DeliverOptions) -> EngineOptions:
         concurrency_of=lambda _namespace, _group, destination: None if destination else _TIMERS,
         drain_timeout=_STOP_GRACE,
         poll_interval=_POLL,
+        breaker=_BREAKER,
     )
 
 
