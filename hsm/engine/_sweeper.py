@@ -72,11 +72,15 @@ async def _sweep_subtree(store: EngineStore, partition: str, row: TombstoneRow, 
     # An execution may be put back to a state before the deletion; its tombstones go first then.
     start = node_prefix(*_key(row)) + row.segments
     batch: list[Item] = []
+    # The check of the tombstone is an operation, too.
+    room = free = min(_ROWS_A_COMMIT, store.limits.operations - 1)
     async for item in store.scan(partition, start + "/", start + AFTER_SLASH):
-        batch.append(item)
-        if len(batch) == _ROWS_A_COMMIT:
+        needed = 1 + len(list(_tasks_of(item)))
+        if batch and needed > free:
             await _delete(store, partition, row, batch, still)
-            batch = []
+            batch, free = [], room
+        batch.append(item)
+        free -= needed
     await _delete(store, partition, row, batch, still)
 
 

@@ -129,7 +129,8 @@ async def test_commands_do_on_a_server_what_they_do_on_a_file(
         assert f"{task_id}  4242 to {to.urls[0]} of deliver/damaged" in await look("dead", url)
         assert f"{task_id} is back in its queue" in await look("dead", url, task_id)
         async with Database(url) as database:
-            await database.overwrite(key, good)
+            (back,) = await database.keys("o/", "t/")
+            await database.overwrite(back, good)
         second = await hsm(*DELIVER, folder=tmp_path)
     assert to.ids == Counter([*ids, "damaged"])
     assert "in all: 20 delivered, 1 failed, 0 waiting" in second.out
@@ -319,4 +320,5 @@ async def test_two_commands_share_the_work_and_end_when_all_of_it_is_done(
     for result in results:
         assert result.status == 0, result
         assert "300 lines: 300 new, 0 known" in result.out
-        assert "in all: 600 delivered, 0 failed, 0 waiting" in result.out
+    # One may be through before the other has begun with its last lines.
+    assert any("in all: 600 delivered, 0 failed, 0 waiting" in result.out for result in results)
