@@ -108,9 +108,10 @@ def _is_ours(path: Path) -> bool:
 
 def _check_ownership(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the database has our schema; False if it is empty."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    # In this order: somebody else may create it in between, all at once, and then the mark is there, too.
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application == 0 and version == 0 and tables == 0:
         return False
     if application != APPLICATION_ID:

@@ -113,6 +113,8 @@ class Folder:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=self.path,
+                # Two MariaDB servers that are set up at the same moment mix up their temporary tables in /tmp.
+                env=os.environ | {"TMPDIR": str(self.path)},
                 start_new_session=True,
                 user=self.owner.uid if self.owner else None,
                 group=self.owner.gid if self.owner else None,
