@@ -25,7 +25,7 @@ from redis.exceptions import (
 from persistence.errors import PersistenceError
 from persistence.settings import host_and_port
 from persistence.stores.redis.failures import describe, translate
-from persistence.stores.redis.scripts import SCRIPTS
+from persistence.stores.redis.scripts import SCRIPTS, Script
 from persistence.stores.redis.settings import Address, RedisOptions, Target
 
 __all__ = ["Command", "Dialer", "Link", "LinkLostError", "Reply"]
@@ -64,13 +64,20 @@ class _Reading(Protocol):
 
 
 class Link:
-    """One connection, used by one task at a time."""
+    """One connection, used by one task at a time.
 
-    def __init__(self, connection: Connection, address: Address, request_seconds: float) -> None:
+    Attributes:
+        request_seconds: how long the server may take for an answer.
+    """
+
+    def __init__(
+        self, connection: Connection, address: Address, request_seconds: float, scripts: Sequence[Script]
+    ) -> None:
         self.address = address
+        self.request_seconds = request_seconds
         self._connection = connection
         self._reading: _Reading = connection
-        self._request_seconds = request_seconds
+        self._load: Sequence[Command] = [(b"SCRIPT", b"LOAD", script.text) for script in scripts]
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
         """Send commands, and read as many answers.
@@ -82,11 +89,11 @@ class Link:
         replies: list[Reply] = []
         now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self._request_seconds) as timer:
+            async with asyncio.timeout(self.request_seconds) as timer:
                 await connection.send_packed_command(_packed(commands), check_health=False)
                 for _ in commands:
                     replies.append(await self._read())
-                    timer.reschedule(now() + self._request_seconds)
+                    timer.reschedule(now() + self.request_seconds)
         except TimeoutError as error:
             await self.abort()
             raise LinkLostError(error, replies, timed_out=True) from error
@@ -112,14 +119,26 @@ class Link:
         # A call that answers so has done nothing.
         again = [commands[index] for index in forgotten]
         try:
-            answers = await self.exchange([*LOAD_SCRIPTS, *again])
+            answers = await self.exchange([*self._load, *again])
         except LinkLostError as lost:
-            raise LinkLostError(
-                lost.__cause__ or lost, _merged(replies, forgotten, lost.replies), timed_out=lost.timed_out
-            ) from lost
-        for index, reply in zip(forgotten, answers[len(LOAD_SCRIPTS) :], strict=True):
+            merged = _merged(replies, forgotten, lost.replies[len(self._load) :])
+            raise LinkLostError(lost.__cause__ or lost, merged, timed_out=lost.timed_out) from lost
+        for index, reply in zip(forgotten, answers[len(self._load) :], strict=True):
             replies[index] = reply
         return replies
+
+    async def load_and_exchange(self, commands: Sequence[Command]) -> Sequence[Reply]:
+        """Have the server keep our scripts, and send commands; the answers to these.
+
+        Raises:
+            LinkLostError: the connection broke.
+            RedisError: the server refuses a script.
+        """
+        replies = await self.exchange([*self._load, *commands])
+        for reply in replies[: len(self._load)]:
+            if isinstance(reply, RedisError):
+                raise reply
+        return replies[len(self._load) :]
 
     async def _read(self) -> Reply:
         try:
@@ -149,7 +168,7 @@ class Link:
             LinkLostError: the connection broke.
         """
         try:
-            async with asyncio.timeout(self._request_seconds):
+            async with asyncio.timeout(self.request_seconds):
                 await self._connection.send_packed_command(_packed([command]), check_health=False)
         except (RedisError, OSError) as error:
             await self.abort()
@@ -177,11 +196,12 @@ class Link:
 
 
 class Dialer:
-    """Makes connections to the nodes of a target."""
+    """Makes connections to the nodes of a target; each knows the scripts."""
 
-    def __init__(self, target: Target, options: RedisOptions) -> None:
+    def __init__(self, target: Target, options: RedisOptions, scripts: Sequence[Script] = SCRIPTS) -> None:
         self._target = target
         self._options = options
+        self._scripts = scripts
         self.request_seconds: float = options.request_timeout.total_seconds()
         self.connect_seconds: float = options.connect_timeout.total_seconds()
 
@@ -207,14 +227,11 @@ class Dialer:
             StoreUnavailableError: the server cannot be reached, or refuses us.
         """
         connection = self._connection(address)
-        link = Link(connection, address, self.request_seconds)
+        link = Link(connection, address, self.request_seconds, self._scripts)
         try:
             async with asyncio.timeout(self.connect_seconds):
                 await connection.connect()  # type: ignore[no-untyped-call]  # it answers with nothing
-                replies = await link.exchange([*LOAD_SCRIPTS, *questions])
-            for reply in replies[: len(LOAD_SCRIPTS)]:
-                if isinstance(reply, RedisError):
-                    raise reply
+                replies = await link.load_and_exchange(questions)
         except TimeoutError as error:
             await link.abort()
             raise translate(error, self.where(address)) from error
@@ -224,7 +241,7 @@ class Dialer:
         except BaseException:
             await link.abort()
             raise
-        return link, replies[len(LOAD_SCRIPTS) :]
+        return link, replies
 
     def _failure(self, error: Exception, address: Address) -> PersistenceError:
         cause = error.__cause__ if isinstance(error, LinkLostError) else error
@@ -262,12 +279,9 @@ class Dialer:
         )
 
 
-LOAD_SCRIPTS: Final[Sequence[Command]] = [(b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS]
-
-
 def _merged(replies: Sequence[Reply], forgotten: Sequence[int], answers: Sequence[Reply]) -> list[Reply]:
     """The replies up to the first one that is missing, as far as a second exchange gave them."""
-    known = dict(zip(forgotten, answers[len(LOAD_SCRIPTS) :], strict=False))
+    known = dict(zip(forgotten, answers, strict=False))
     merged: list[Reply] = []
     for index, reply in enumerate(replies):
         if isinstance(reply, NoScriptError):
