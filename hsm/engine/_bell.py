@@ -28,8 +28,11 @@ class Bell:
         audible: whether the store can be watched; where it cannot, nothing is rung.
     """
 
-    def __init__(self, store: EngineStore, spawn: Callable[[_Work], None]) -> None:
+    def __init__(
+        self, store: EngineStore, spawn: Callable[[_Work], None], *, partition: str = SETTINGS_PARTITION
+    ) -> None:
         self._store = store
+        self._partition = partition
         self.audible: bool = Feature.WATCH in store.features
         self._pending: set[int] = set()
         self._ringing = False
@@ -49,7 +52,7 @@ class Bell:
             while self._pending:
                 shards, self._pending = self._pending, set()
                 keys = map(bell_key, shards)
-                rings = [SetRequest(partition=SETTINGS_PARTITION, key=key, value=b"") for key in keys]
+                rings = [SetRequest(partition=self._partition, key=key, value=b"") for key in keys]
                 await self._store.multi(rings)
         except PersistenceError as error:
             _log.debug("nobody was told of new tasks, which are found all the same: %s", error)
@@ -59,7 +62,7 @@ class Bell:
     async def listen(self, rung: Callable[[int | None], None], owners: Callable[[], None]) -> None:
         """Call `rung` for each ring (None: of any shard), and `owners` when a shard changes hands."""
         store = require(self._store, WatchableStore)
-        async for change in store.watch(SETTINGS_PARTITION, ""):
+        async for change in store.watch(self._partition, ""):
             if change.kind is ChangeKind.RESYNC:
                 rung(None)
                 owners()

@@ -91,7 +91,7 @@ class Leases:
     """The shards that this process runs, as long as it keeps its row alive.
 
     `take` is called for each shard that becomes ours, and `leave` for those that go, with the seconds that it
-    may take to end what runs there.
+    may take to end what runs there. The rows are in `partition`: who has another one divides other shards.
     """
 
     def __init__(
@@ -102,8 +102,11 @@ class Leases:
         new_id: Callable[[], str],
         take: Callable[[int], None],
         leave: Callable[[Collection[int], float], Awaitable[None]],
+        *,
+        partition: str = SETTINGS_PARTITION,
     ) -> None:
         self._store = store
+        self._partition = partition
         self._shards = range(shards)
         self._seconds = seconds
         self._new_id = new_id
@@ -204,13 +207,13 @@ class Leases:
         if not self._member:
             return
         operations = [
-            DeleteRequest(partition=SETTINGS_PARTITION, key=shard_owner_key(shard), etag=etag)
+            DeleteRequest(partition=self._partition, key=shard_owner_key(shard), etag=etag)
             for shard, etag in self._owned.items()
         ]
         self._owned.clear()
         self._etag = None
         # First, and whatever its etag is by now: the shards are free then, and what follows tells the others.
-        await self._store.delete(DeleteRequest(partition=SETTINGS_PARTITION, key=member_key(self._member)))
+        await self._store.delete(DeleteRequest(partition=self._partition, key=member_key(self._member)))
         limit = self._store.limits.operations
         for start in range(0, len(operations), limit):
             # One that was taken already: so the others will be.
@@ -225,7 +228,7 @@ class Leases:
             except ETagMismatchError:
                 # Nobody else writes it: if it is there, an answer of the store has not arrived here.
                 key = member_key(self._member)
-                self._etag = (await self._store.get(GetRequest(partition=SETTINGS_PARTITION, key=key))).etag
+                self._etag = (await self._store.get(GetRequest(partition=self._partition, key=key))).etag
                 if self._etag is not None:
                     await self._renew()
                     return
@@ -239,7 +242,7 @@ class Leases:
 
     def _own_row(self, etag: str | None) -> SetRequest:
         return SetRequest(
-            partition=SETTINGS_PARTITION,
+            partition=self._partition,
             key=member_key(self._member),
             value=self._presence.row().SerializeToString(),
             etag=etag,
@@ -259,7 +262,7 @@ class Leases:
         now = _now()
         living = {self._member}
         seen: dict[str, _Seen] = {}
-        async for item in self._store.scan(SETTINGS_PARTITION, "m/", "m" + AFTER_SLASH):
+        async for item in self._store.scan(self._partition, "m/", "m" + AFTER_SLASH):
             member = item.key.removeprefix("m/")
             if member == self._member:
                 continue
@@ -287,14 +290,14 @@ class Leases:
     async def _bury(self, key: str, etag: str) -> bool:
         """Delete the row of a dead member; False if it is not dead after all."""
         try:
-            await self._store.multi([DeleteRequest(partition=SETTINGS_PARTITION, key=key, etag=etag)])
+            await self._store.multi([DeleteRequest(partition=self._partition, key=key, etag=etag)])
         except ETagMismatchError:
             return False
         return True
 
     async def _owners(self) -> Mapping[int, _Owner]:
         owners: dict[int, _Owner] = {}
-        async for item in self._store.scan(SETTINGS_PARTITION, "s/", "s" + AFTER_SLASH):
+        async for item in self._store.scan(self._partition, "s/", "s" + AFTER_SLASH):
             shard = shard_of_owner(item.key)
             if shard is None or shard not in self._shards:
                 continue
@@ -311,16 +314,16 @@ class Leases:
         value = ShardOwnerRow(member=self._member).SerializeToString()
         key = shard_owner_key(shard)
         operations: list[Operation] = [
-            CheckRequest(SETTINGS_PARTITION, member_key(self._member), self._etag or ""),
+            CheckRequest(self._partition, member_key(self._member), self._etag or ""),
         ]
         if owner is None:
             operations.append(
-                SetRequest(partition=SETTINGS_PARTITION, key=key, value=value, options=_FIRST_WRITE)
+                SetRequest(partition=self._partition, key=key, value=value, options=_FIRST_WRITE)
             )
         else:
             if owner.member != self._member:
-                operations.append(CheckRequest(SETTINGS_PARTITION, member_key(owner.member), ABSENT))
-            operations.append(SetRequest(partition=SETTINGS_PARTITION, key=key, value=value, etag=owner.etag))
+                operations.append(CheckRequest(self._partition, member_key(owner.member), ABSENT))
+            operations.append(SetRequest(partition=self._partition, key=key, value=value, etag=owner.etag))
         try:
             etag = await self._store.multi(operations)
         except ETagMismatchError:
@@ -343,7 +346,7 @@ class Leases:
     async def _free(self, shard: int, etag: str) -> None:
         with contextlib.suppress(ETagMismatchError):  # it was taken from us before
             await self._store.multi(
-                [DeleteRequest(partition=SETTINGS_PARTITION, key=shard_owner_key(shard), etag=etag)]
+                [DeleteRequest(partition=self._partition, key=shard_owner_key(shard), etag=etag)]
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -15,12 +16,18 @@ _NANOS_PER_MICROSECOND: Final = 1000
 
 
 class TimeLimits:
-    """Cancels asyncio tasks that run for too long. An alarm for each would cost more than most tasks do."""
+    """Cancels asyncio tasks that run for too long. An alarm for each would cost more than most tasks do.
 
-    __slots__ = ("_alarm", "_alarm_at", "_clock", "_deadlines", "_expired")
+    `cancelled` is told of each of them, which may not heed it.
+    """
 
-    def __init__(self, clock: Clock) -> None:
+    __slots__ = ("_alarm", "_alarm_at", "_cancelled", "_clock", "_deadlines", "_expired")
+
+    def __init__(
+        self, clock: Clock, cancelled: Callable[[asyncio.Task[Any]], None] = lambda _run: None
+    ) -> None:
         self._clock = clock
+        self._cancelled = cancelled
         # No heap: few tasks run at once, and nearly all of them end long before anybody looks.
         self._deadlines: dict[asyncio.Task[Any], int] = {}
         self._expired: set[asyncio.Task[Any]] = set()
@@ -61,5 +68,6 @@ class TimeLimits:
             del self._deadlines[run]
             self._expired.add(run)
             run.cancel()
+            self._cancelled(run)
         if self._deadlines:
             self._arm(min(self._deadlines.values()))

@@ -11,13 +11,15 @@ from persistence.store import Concurrency, EngineStore, GetRequest, SetOptions, 
 __all__ = ["shard_count"]
 
 
-async def shard_count(store: EngineStore, wanted: int, *, create: bool = True) -> int:
-    """The number of shards of a database; `wanted` if this is its first use.
+async def shard_count(
+    store: EngineStore, wanted: int, *, create: bool = True, partition: str = SETTINGS_PARTITION
+) -> int:
+    """The number of shards of a database, as its `partition` has it; `wanted` if this is its first use.
 
     Raises:
         StoreUnavailableError: it would be the first use, and `create` is false.
     """
-    request = GetRequest(partition=SETTINGS_PARTITION, key=SETTINGS_KEY)
+    request = GetRequest(partition=partition, key=SETTINGS_KEY)
     found = await store.get(request)
     if found.data is None:
         if not create:
@@ -26,7 +28,7 @@ async def shard_count(store: EngineStore, wanted: int, *, create: bool = True) -
         first_write = SetOptions(concurrency=Concurrency.FIRST_WRITE)
         try:
             await store.set(
-                SetRequest(partition=SETTINGS_PARTITION, key=SETTINGS_KEY, value=value, options=first_write)
+                SetRequest(partition=partition, key=SETTINGS_KEY, value=value, options=first_write)
             )
         except ETagMismatchError:
             found = await store.get(request)

@@ -115,12 +115,18 @@ def test_deadlines_come_out_in_order_and_can_be_moved() -> None:
     model: dict[str, tuple[int, int]] = {}
     for number in range(3000):
         item = str(chance.randrange(50))
-        if chance.random() < 0.7:
-            deadline = chance.randrange(20)
+        if chance.random() < 0.4:
+            deadline = chance.randrange(-5, 20)
             queue.put(item, deadline)
             model[item] = (deadline, number)
         elif chance.random() < 0.5:
-            queue.discard(item)
+            deadline = chance.randrange(-5, 20)
+            earlier = item not in model or deadline < model[item][0]
+            assert queue.put_earlier(item, deadline) == earlier
+            if earlier:
+                model[item] = (deadline, number)
+        elif chance.random() < 0.5:
+            assert queue.discard(item) == (item in model)
             model.pop(item, None)
         else:
             now = chance.randrange(20)
