@@ -14,7 +14,7 @@ import pytest
 import hsm
 import persistence
 
-GENERATED = "_pb2"
+GENERATED = ("_pb2", "_pb2_grpc")
 
 
 def public_modules() -> Iterator[str]:

@@ -23,6 +23,7 @@ HEAVY = {
     "rich",
     "sqlite3",
     "starlette",
+    "yaml",
 }
 
 LIST_LOADED_MODULES = """
@@ -37,7 +38,7 @@ def loaded_by(module: str) -> set[str]:
     return set(json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("module", ["hsm", "persistence", "hsm, persistence", "hsm.engine"])
+@pytest.mark.parametrize("module", ["hsm", "persistence", "hsm, persistence", "hsm.engine", "hsm.fsm"])
 def test_import_loads_no_driver_and_no_framework(module: str) -> None:
     assert loaded_by(module) & HEAVY == set()
 

@@ -1,0 +1,266 @@
+"""Processing: events are accepted durably, and sent to their machines in order, many machines at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+import attrs
+
+from hsm.engine.clock import Clock, SystemClock, from_nanos, nanos_of, sleep_for
+from hsm.errors import BusyError
+from hsm.fsm._lines import Lines, Machine
+from hsm.fsm.domain import check_request, update_event
+from hsm.fsm.errors import FSMStoreError, InvalidDataError, NotFoundError
+from hsm.fsm.outcomes import outcome_of
+from hsm.fsm.store import AcceptedEvent, StoreManager
+from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, EventResponse
+
+__all__ = ["EventProcessor", "ProcessorOptions", "Publish"]
+
+Publish: TypeAlias = Callable[[EventResponse], Awaitable[None]]
+"""Tells somebody of an outcome. It may be told twice; if it raises, it is told again later."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class ProcessorOptions:
+    """How events are processed.
+
+    Attributes:
+        workers: machines at once.
+        batch: events to one machine in one go.
+        sweep_interval: how often events are looked for that another process has accepted and left behind.
+        first_retry: pause after the store has failed; it doubles.
+        longest_retry: the longest such pause.
+    """
+
+    workers: int = 64
+    batch: int = 64
+    sweep_interval: timedelta = timedelta(seconds=30)
+    first_retry: timedelta = timedelta(milliseconds=50)
+    longest_retry: timedelta = timedelta(seconds=10)
+
+    def pause_after(self, failures: int) -> timedelta:
+        """How long to wait after the store, or a publisher, has failed so often in a row."""
+        return min(self.first_retry * 2 ** min(failures - 1, 30), self.longest_retry)
+
+
+class EventProcessor:
+    """Takes events for machines in a store, and sees that each gets its outcome.
+
+    `submit` returns when the event is durable. From then on it is processed, by this process or, if that
+    dies, by another one on the same store: at its start, or at its next sweep. Events to one machine are
+    processed in the order in which they were accepted, whoever accepted them; machines do not wait for each
+    other. What the store refuses for the moment is tried again; an event that can never be processed gets an
+    outcome that says so.
+
+    Outcomes of refused events are given to `publish`, at least once each, if the store keeps notifications.
+
+    Use it as an async context manager. At the end it accepts nothing more, and processes what it has
+    accepted; what the store keeps it from stays pending.
+    """
+
+    def __init__(
+        self,
+        store: StoreManager,
+        options: ProcessorOptions | None = None,
+        *,
+        publish: Publish | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Process events on a store, which is open for as long as the processor is."""
+        self._store = store
+        self._options = options or ProcessorOptions()
+        self._publish = publish
+        self._clock = clock or SystemClock()
+        self._lines = Lines()
+        self._told = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._accepting = False
+
+    def __repr__(self) -> str:
+        return f"<EventProcessor with {len(self._lines)} machines waiting>"
+
+    @property
+    def backlog(self) -> int:
+        """Machines of this process that have events waiting."""
+        return len(self._lines)
+
+    async def __aenter__(self) -> Self:
+        """Take up what is pending, and begin to accept.
+
+        Raises:
+            FSMStoreError: the store cannot be read.
+        """
+        async for name, id_ in self._store.pending_machines():
+            self._lines.mark((name, id_))
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._options.workers)]
+        self._tasks.append(asyncio.create_task(self._sweep()))
+        if self._publish is not None:
+            self._told.set()  # there may be some that were left behind
+            self._tasks.append(asyncio.create_task(self._tell(self._publish)))
+        self._accepting = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, *, timeout: timedelta | None = None) -> None:
+        """Accept nothing more, and return when everything accepted is processed, or after `timeout`."""
+        self._accepting = False
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                    await self._lines.idle()
+        finally:
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._lines.abandon()
+
+    async def submit(self, request: EventRequest) -> EventResponse:
+        """Accept an event; its id, and its outcome if it came before and has one.
+
+        The id and the time are filled in where the event has none; `request` itself is left as it is.
+
+        Raises:
+            EventError: the request does not name a machine, a configuration or an event.
+            BusyError: the processor is not running.
+            FSMStoreError: the store failed; the event may have been accepted.
+        """
+        return await self._accept(self._complete(request))
+
+    async def process(self, request: EventRequest) -> EventResponse:
+        """As `submit`, and wait for the outcome. Giving up the wait leaves the event accepted.
+
+        Raises:
+            BusyError: the processor is not running, or was closed before there was an outcome.
+        """
+        request = self._complete(request)
+        machine = (request.config, request.id)
+        with self._lines.waiting(machine, request.event.event_id) as outcome:
+            response = await self._accept(request)
+            if not response.HasField("outcome"):
+                response.outcome.CopyFrom(await outcome)
+        return response
+
+    def _complete(self, request: EventRequest) -> EventRequest:
+        if not self._accepting:
+            raise BusyError("the processor of events is not running")
+        check_request(request)
+        complete = EventRequest()
+        complete.CopyFrom(request)
+        update_event(complete.event, now=from_nanos(self._clock.time_ns()))
+        return complete
+
+    async def _accept(self, request: EventRequest) -> EventResponse:
+        acceptance = await self._store.accept_event(request)
+        if acceptance.outcome is not None:
+            return EventResponse(event_id=request.event.event_id, outcome=acceptance.outcome)
+        self._lines.mark((request.config, request.id))
+        return EventResponse(event_id=request.event.event_id)
+
+    async def _work(self) -> None:
+        while True:
+            machine = await self._lines.next()
+            try:
+                await self._drain(machine)
+            except FSMStoreError as error:
+                self._retry(machine, error)
+            else:
+                self._lines.done(machine)
+
+    def _retry(self, machine: Machine, error: FSMStoreError) -> None:
+        failures = self._lines.failed(machine)
+        pause = self._options.pause_after(failures)
+        _logger.warning("events to machine %r of %r wait for %s: %s", machine[1], machine[0], pause, error)
+        self._clock.call_later(nanos_of(pause), lambda: self._lines.again(machine))
+
+    async def _drain(self, machine: Machine) -> None:
+        """Process what waits for a machine; one batch, so that others have their turn."""
+        name, id_ = machine
+        events = await self._store.pending_events(id_, name, limit=self._options.batch)
+        if events:
+            await self._process(machine, events)
+        if len(events) == self._options.batch:
+            self._lines.mark(machine)
+        else:
+            await self._look_up(machine)
+
+    async def _process(self, machine: Machine, events: Sequence[AcceptedEvent]) -> None:
+        try:
+            outcomes = await self._store.process_events(events)
+        except InvalidDataError as error:
+            await self._one_by_one(machine, events, error)
+            return
+        for event, outcome in zip(events, outcomes, strict=True):
+            self._settled(machine, event, outcome)
+
+    async def _one_by_one(
+        self, machine: Machine, events: Sequence[AcceptedEvent], error: InvalidDataError
+    ) -> None:
+        """Find the event that cannot be processed, and put it aside with an outcome."""
+        if len(events) > 1:
+            for event in events:
+                await self._process(machine, [event])
+            return
+        name, id_ = machine
+        _logger.error(
+            "event %r to machine %r of %r is refused: %s", events[0].request.event.event_id, id_, name, error
+        )
+        outcome = await self._store.settle_event(events[0], outcome_of(error, id=id_, config=name))
+        self._settled(machine, events[0], outcome)
+
+    def _settled(self, machine: Machine, event: AcceptedEvent, outcome: EventOutcome) -> None:
+        self._lines.settle(machine, event.request.event.event_id, outcome)
+        if outcome.code != EventOutcome.Ok:
+            self._told.set()
+
+    async def _look_up(self, machine: Machine) -> None:
+        """Outcomes that somebody here waits for, and that another process has made."""
+        for event_id in self._lines.awaited(machine):
+            with contextlib.suppress(NotFoundError):
+                outcome = await self._store.get_outcome_for_event(event_id, machine[0])
+                self._lines.settle(machine, event_id, outcome)
+
+    async def _sweep(self) -> None:
+        """Find what other processes have left behind."""
+        while True:
+            await self._pause(self._options.sweep_interval)
+            try:
+                async for name, id_ in self._store.pending_machines():
+                    self._lines.mark((name, id_))
+            except FSMStoreError as error:
+                _logger.warning("pending events cannot be looked for: %s", error)
+            self._told.set()
+
+    async def _tell(self, publish: Publish) -> None:
+        """Give notifications away, apart from the processing, which does not wait for it."""
+        failures = 0
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            try:
+                async for notification in self._store.notifications():
+                    await publish(notification.response)
+                    await self._store.remove_notification(notification)
+                failures = 0
+            except Exception as error:  # noqa: BLE001  whatever a publisher raises, it is tried again
+                failures += 1
+                pause = self._options.pause_after(failures)
+                _logger.warning("notifications wait for %s: %s", pause, error)
+                self._told.set()
+                await self._pause(pause)
+
+    async def _pause(self, duration: timedelta) -> None:
+        await sleep_for(self._clock, nanos_of(duration), asyncio.get_running_loop().create_future())
