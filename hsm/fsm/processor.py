@@ -49,7 +49,7 @@ class ProcessorOptions:
 
     def pause_after(self, failures: int) -> timedelta:
         """How long to wait after the store, or a publisher, has failed so often in a row."""
-        return min(self.first_retry * 2 ** min(failures - 1, 30), self.longest_retry)
+        return min(self.first_retry * (1 << min(failures - 1, 30)), self.longest_retry)
 
 
 class EventProcessor:
