@@ -1,0 +1,278 @@
+"""Appending: events, the head they make, and their place in the queue for the feed, in one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError
+from persistence.journal._coding import Coding
+from persistence.journal._header import with_header
+from persistence.journal._heads import Head, Heads
+from persistence.journal._rows import event_key, history_key, pending_key
+from persistence.journal.errors import (
+    EventCommitUnknownError,
+    EventMismatchError,
+    InvalidEventError,
+    UnknownHistoryError,
+    VersionConflictError,
+)
+from persistence.journal.events import Committed, Event, NewEvent
+from persistence.journal.ids import EPOCH, EventId, EventIdSource
+from persistence.journal.observer import JournalObserver
+from persistence.journal.versions import Expectation
+from persistence.proto.journal_pb2 import (
+    HISTORY_PHASE_ACTIVE,
+    HISTORY_PHASE_DELETING,
+    EventRow,
+    FeedEntry,
+    HistoryHead,
+    HistoryMark,
+)
+from persistence.store import (
+    Concurrency,
+    EngineStore,
+    GetRequest,
+    Operation,
+    SetOptions,
+    SetRequest,
+)
+
+__all__ = ["Appender"]
+
+_MUST_BE_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
+_TRIES_OF_UNKNOWN_OUTCOME: Final = 3
+
+
+class _Plan(NamedTuple):
+    """What a commit writes."""
+
+    events: tuple[Event, ...]
+    operations: list[Operation]
+    row: HistoryHead
+
+
+class Appender:
+    """Commits events of one namespace; one try a call, unless the store cannot tell what became of it."""
+
+    def __init__(
+        self,
+        store: EngineStore,
+        partition: str,
+        *,
+        heads: Heads,
+        ids: EventIdSource,
+        coding: Coding,
+        observer: JournalObserver,
+        now: Callable[[], int],
+        hash_chain: bool,
+    ) -> None:
+        self._store = store
+        self._partition = partition
+        self._heads = heads
+        self._ids = ids
+        self._coding = coding
+        self._observer = observer
+        self._now = now
+        self._hash_chain = hash_chain
+
+    async def append(
+        self, history: UUID, events: Sequence[NewEvent], expected: Expectation, type_: str
+    ) -> Committed:
+        """Commit events in one try.
+
+        A conflict with a head that was merely kept from an earlier commit counts as no try.
+        """
+        ids = _given_ids(events)
+        head = self._heads.kept(history)
+        fresh = head is None or (isinstance(expected, EventId) and head.version != expected)
+        if head is None or fresh:
+            head = await self._heads.read(history)
+        while True:
+            if ids and ids[0] <= head.last:
+                return await self._repeated(history, events, ids, head, expected)
+            _check(history, head, expected)
+            plan = self._plan(history, events, head, type_)
+            try:
+                return await self._commit(history, plan)
+            except ETagMismatchError as error:
+                self._heads.forget(history)
+                found = await self._heads.read(history)
+                repeated = bool(ids) and ids[0] <= found.last
+                if fresh and found.version != head.version and not repeated:
+                    self._observer.conflicted(history)
+                    raise VersionConflictError(history, found.version, head.version) from error
+                head, fresh = found, True
+
+    async def _commit(self, history: UUID, plan: _Plan) -> Committed:
+        tries = 0
+        while True:
+            try:
+                etag = await self._store.multi(plan.operations)
+            except CommitOutcomeUnknownError as error:
+                # The same rows under the same condition: if the first attempt comes through, now or later,
+                # the second one cannot.
+                tries += 1
+                if tries == _TRIES_OF_UNKNOWN_OUTCOME:
+                    raise EventCommitUnknownError(history, plan.events, error) from error
+                self._observer.retried(history)
+            except ETagMismatchError:
+                if tries and (found := await self._own(history, plan)) is not None:
+                    return found
+                raise
+            else:
+                self._heads.keep(history, Head(plan.row, etag))
+                return Committed(plan.events[-1].id, plan.events)
+
+    async def _own(self, history: UUID, plan: _Plan) -> Committed | None:
+        """The commit, if it turns out to have come through after all."""
+        last = plan.events[-1]
+        found = await self._store.get(GetRequest(key=event_key(history, last.id), partition=self._partition))
+        return None if found.data is None else Committed(last.id, plan.events)
+
+    def _plan(self, history: UUID, events: Sequence[NewEvent], head: Head, type_: str) -> _Plan:
+        row = HistoryHead()
+        if head.row is not None:
+            row.CopyFrom(head.row)
+        if not head.active:
+            _begin_life(row, head, type_, self._now())
+        parent = head.version
+        after = head.last
+        made: list[Event] = []
+        operations: list[Operation] = [SetRequest(key="", value=b"")]
+        for event in events:
+            id_ = event.id or self._ids.new(after)
+            row.serial += 1
+            data = with_header(event.payload, id_, parent)
+            stored, codec = self._coding.encode(history, id_, data)
+            if self._hash_chain or row.hash:
+                row.hash = hashlib.sha256(row.hash + stored).digest()
+            value = EventRow(
+                serial=row.serial, parent=parent, data=stored, codec=codec, hash=row.hash
+            ).SerializeToString()
+            operations.append(SetRequest(key=event_key(history, id_), value=value, partition=self._partition))
+            made.append(Event(history, id_, parent, row.serial, data, row.hash))
+            parent = after = id_
+        row.head = parent
+        # Greater than that of the commit before, which orders the commits of a history in the feed.
+        stamp = self._ids.new(EventId(row.stamp) if row.stamp else EPOCH)
+        row.stamp = stamp
+        entry = FeedEntry(history=history.bytes, event_ids=[event.id for event in made], life=row.life)
+        operations[0] = self._head_request(history, head, row)
+        operations.append(self._pending_request(stamp, entry))
+        return _Plan(tuple(made), operations, row)
+
+    def _head_request(self, history: UUID, head: Head, row: HistoryHead) -> SetRequest:
+        key, value = history_key(history), row.SerializeToString()
+        if head.etag is None:
+            return SetRequest(key=key, value=value, partition=self._partition, options=_MUST_BE_ABSENT)
+        return SetRequest(key=key, value=value, partition=self._partition, etag=head.etag)
+
+    def _pending_request(self, stamp: EventId, entry: FeedEntry) -> SetRequest:
+        return SetRequest(key=pending_key(stamp), value=entry.SerializeToString(), partition=self._partition)
+
+    async def _repeated(
+        self,
+        history: UUID,
+        events: Sequence[NewEvent],
+        ids: Sequence[EventId],
+        head: Head,
+        expected: Expectation,
+    ) -> Committed:
+        """What became of events whose ids are not new: all of them are there as given, or an error."""
+        requests = [GetRequest(key=event_key(history, id_), partition=self._partition) for id_ in ids]
+        answers = await self._store.bulk_get(requests)
+        found: list[Event] = []
+        for event, id_, answer in zip(events, ids, answers, strict=True):
+            if answer.error is not None:
+                raise answer.error
+            if answer.data is None or not head.active:
+                continue
+            stored = self._coding.event(history, id_, answer.data)
+            if stored.data != with_header(event.payload, id_, stored.parent):
+                raise EventMismatchError(history, id_)
+            found.append(stored)
+        if len(found) < len(events):
+            _check(history, head, expected)
+            raise InvalidEventError(
+                f"history {history}: event {ids[0]} is not newer than the last one, {head.last}, and "
+                f"{len(events) - len(found)} of {len(events)} events are not in the history: ids have to grow"
+            )
+        for previous, following in itertools.pairwise(found):
+            if following.parent != previous.id:
+                raise EventMismatchError(history, following.id)
+        if isinstance(expected, EventId) and expected not in (found[0].parent, head.version):
+            raise VersionConflictError(history, head.version, expected)
+        return Committed(head.version, tuple(found))
+
+    async def delete(self, history: UUID, expected: Expectation) -> bool:
+        """Delete a history in one try; whether it was there."""
+        head = await self._heads.read(history)
+        while head.active and head.row is not None:
+            if isinstance(expected, EventId) and head.version != expected:
+                raise VersionConflictError(history, head.version, expected)
+            row = HistoryHead()
+            row.CopyFrom(head.row)
+            row.phase = HISTORY_PHASE_DELETING
+            row.deleted_at_nanos = self._now()
+            stamp = self._ids.new(EventId(row.stamp))
+            row.stamp = stamp
+            entry = FeedEntry(history=history.bytes, deleted=True, life=row.life)
+            try:
+                await self._store.multi(
+                    [self._head_request(history, head, row), self._pending_request(stamp, entry)]
+                )
+            except ETagMismatchError as error:
+                found = await self._heads.read(history)
+                if found.version not in (head.version, EPOCH):
+                    self._observer.conflicted(history)
+                    raise VersionConflictError(history, found.version, head.version) from error
+                head = found
+            else:
+                self._heads.forget(history)
+                return True
+        self._heads.forget(history)
+        return False
+
+
+def _given_ids(events: Sequence[NewEvent]) -> list[EventId]:
+    """The ids of the events, if they are given.
+
+    Raises:
+        InvalidEventError: some are given, and some not; or they do not grow.
+    """
+    ids = [event.id for event in events if event.id is not None]
+    if ids and len(ids) < len(events):
+        raise InvalidEventError(f"{len(ids)} of {len(events)} events have an id; either all of them or none")
+    for previous, id_ in zip([EPOCH, *ids], ids, strict=False):
+        if id_ <= previous:
+            raise InvalidEventError(f"event {id_} stands behind {previous}: ids have to grow")
+    return ids
+
+
+def _check(history: UUID, head: Head, expected: Expectation) -> None:
+    if isinstance(expected, EventId) and head.version != expected:
+        if head.version == EPOCH:
+            raise UnknownHistoryError(history, expected)
+        raise VersionConflictError(history, head.version, expected)
+
+
+def _begin_life(row: HistoryHead, head: Head, type_: str, now: int) -> None:
+    """Begin a history, or one that was deleted once more: what it held stays behind its tail."""
+    if head.row is not None:
+        row.Clear()
+        row.serial = head.row.serial
+        row.stamp = head.row.stamp
+        row.life = head.row.life
+        row.base_serial = head.row.serial
+        row.base = head.row.head
+        mark = HistoryMark(event_id=head.row.head, serial=head.row.serial, set_at_nanos=now)
+        row.epoch.CopyFrom(mark)
+        row.tail.CopyFrom(mark)
+    row.life += 1
+    row.phase = HISTORY_PHASE_ACTIVE
+    row.type = type_
+    row.created_at_nanos = now

@@ -1,0 +1,127 @@
+"""Heads of histories: the row on which all writers of a history agree, and those that were seen last."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+from uuid import UUID
+
+import attrs
+from google.protobuf.message import DecodeError
+
+from persistence.journal._rows import history_key
+from persistence.journal.errors import CorruptHistoryError
+from persistence.journal.ids import EPOCH, EventId
+from persistence.proto.journal_pb2 import (
+    HISTORY_PHASE_ACTIVE,
+    HISTORY_PHASE_UNSPECIFIED,
+    HistoryHead,
+    HistoryMark,
+)
+from persistence.store import EngineStore, GetRequest
+
+__all__ = ["Head", "Heads", "parse_head"]
+
+_ACTIVE: Final = (HISTORY_PHASE_ACTIVE, HISTORY_PHASE_UNSPECIFIED)
+
+
+@attrs.frozen
+class Head:
+    """The row of a history as it was read.
+
+    Attributes:
+        row: None if there is none.
+        etag: None if there is no row.
+    """
+
+    row: HistoryHead | None = None
+    etag: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the history can be read."""
+        return self.row is not None and self.row.phase in _ACTIVE
+
+    @property
+    def version(self) -> EventId:
+        """The last event; `EPOCH` if the history is empty or was deleted."""
+        return EventId(self.row.head) if self.row is not None and self.active else EPOCH
+
+    @property
+    def last(self) -> EventId:
+        """The last event there has ever been."""
+        return EPOCH if self.row is None else EventId(self.row.head)
+
+    @property
+    def epoch(self) -> EventId:
+        """After which event reading begins."""
+        return EPOCH if self.row is None else mark_id(self.row.epoch)
+
+    @property
+    def base(self) -> EventId:
+        """The last event of the life before this one."""
+        return EPOCH if self.row is None or not self.row.base else EventId(self.row.base)
+
+    @property
+    def tail(self) -> EventId:
+        """Events up to this one may be gone."""
+        return EPOCH if self.row is None else mark_id(self.row.tail)
+
+
+def mark_id(mark: HistoryMark) -> EventId:
+    """The event of a mark."""
+    return EventId(mark.event_id) if mark.event_id else EPOCH
+
+
+def parse_head(history: UUID, value: bytes) -> HistoryHead:
+    """The row of a history.
+
+    Raises:
+        CorruptHistoryError: it is none.
+    """
+    try:
+        return HistoryHead.FromString(value)
+    except DecodeError as error:
+        raise CorruptHistoryError(history, EPOCH, f"the row of the history is damaged: {error}") from error
+
+
+class Heads:
+    """Reads heads, and keeps those that were committed last, so that a commit need not read first.
+
+    A head that is kept may be stale. That does no harm, because its etag is checked before anything is
+    written.
+    """
+
+    def __init__(self, store: EngineStore, partition: str, size: int) -> None:
+        self._store = store
+        self._partition = partition
+        self._size = size
+        self._kept: OrderedDict[UUID, Head] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    async def read(self, history: UUID) -> Head:
+        """The head as it is stored."""
+        answer = await self._store.get(GetRequest(key=history_key(history), partition=self._partition))
+        if answer.data is None:
+            return Head()
+        return Head(parse_head(history, answer.data), answer.etag)
+
+    def kept(self, history: UUID) -> Head | None:
+        """The head as it was when last committed here."""
+        head = self._kept.get(history)
+        if head is not None:
+            self._kept.move_to_end(history)
+        return head
+
+    def keep(self, history: UUID, head: Head) -> None:
+        """Keep a head that was just committed."""
+        self._kept[history] = head
+        self._kept.move_to_end(history)
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+
+    def forget(self, history: UUID) -> None:
+        """Keep it no longer: somebody else has changed it."""
+        self._kept.pop(history, None)

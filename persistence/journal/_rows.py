@@ -1,0 +1,97 @@
+"""Rows of a journal: their keys. The partition `journal/<namespace>` holds all histories of a namespace.
+
+| key | row |
+|---|---|
+| `h/<history>` | a history: its head, epoch, tail and phase |
+| `e/<history>/<event>` | an event |
+| `s/<history>` | snapshot of what a history's events come to |
+| `o/<stamp>` | a commit that has no position in the feed yet |
+| `g/<last position>` | a stretch of the feed |
+| `f` | how far the feed has come |
+| `p/<projection>` | how far a projection has come |
+
+Ids are hexadecimal, positions have 20 digits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+from persistence.journal.ids import EventId
+
+__all__ = [
+    "FEED_BLOCKS",
+    "FEED_HEAD",
+    "HISTORIES",
+    "PENDING",
+    "PENDING_END",
+    "event_key",
+    "event_of",
+    "event_prefix",
+    "feed_block_key",
+    "history_key",
+    "history_of",
+    "partition_of",
+    "pending_key",
+    "projection_key",
+    "snapshot_key",
+]
+
+HISTORIES: Final = "h/"
+PENDING: Final = "o/"
+PENDING_END: Final = "o0"
+FEED_BLOCKS: Final = "g/"
+FEED_BLOCKS_END: Final = "g0"
+FEED_HEAD: Final = "f"
+_EVENT_DIGITS: Final = 32
+
+
+def partition_of(namespace: str) -> str:
+    """The partition of a namespace."""
+    return f"journal/{namespace}"
+
+
+def history_key(history: UUID) -> str:
+    """Key of the row of a history."""
+    return f"h/{history.hex}"
+
+
+def history_of(key: str) -> UUID:
+    """The history of a key that `history_key` has made."""
+    return UUID(hex=key[2:])
+
+
+def event_prefix(history: UUID) -> str:
+    """What the keys of a history's events begin with."""
+    return f"e/{history.hex}/"
+
+
+def event_key(history: UUID, id_: EventId) -> str:
+    """Key of an event."""
+    return f"e/{history.hex}/{id_.hex()}"
+
+
+def event_of(key: str) -> EventId:
+    """The event of a key that `event_key` has made."""
+    return EventId(bytes.fromhex(key[-_EVENT_DIGITS:]))
+
+
+def snapshot_key(history: UUID) -> str:
+    """Key of the snapshot of a history."""
+    return f"s/{history.hex}"
+
+
+def pending_key(stamp: EventId) -> str:
+    """Key of a commit that is not yet in the feed."""
+    return f"o/{stamp.hex()}"
+
+
+def feed_block_key(last_position: int) -> str:
+    """Key of the stretch of the feed that ends with this position."""
+    return f"g/{last_position:020d}"
+
+
+def projection_key(name: str) -> str:
+    """Key of the position of a projection."""
+    return f"p/{name}"
