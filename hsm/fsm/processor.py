@@ -146,10 +146,28 @@ class EventProcessor:
         Raises:
             BusyError: the processor is not running, or was closed before there was an outcome.
         """
+        return await (await self.accept(request))
+
+    async def accept(self, request: EventRequest) -> Awaitable[EventResponse]:
+        """As `submit`; what is returned has to be awaited, and waits for the outcome as `process` does.
+
+        So several events can be accepted one after the other while they wait for their outcomes together.
+
+        Raises:
+            EventError, BusyError, FSMStoreError: as `submit`.
+        """
         request = self._complete(request)
-        machine = (request.config, request.id)
-        with self._lines.waiting(machine, request.event.event_id) as outcome:
+        with contextlib.ExitStack() as stack:
+            waiting = self._lines.waiting((request.config, request.id), request.event.event_id)
+            outcome = stack.enter_context(waiting)
             response = await self._accept(request)
+            return self._settlement(response, outcome, stack.pop_all())
+
+    @staticmethod
+    async def _settlement(
+        response: EventResponse, outcome: Awaitable[EventOutcome], waiting: contextlib.ExitStack
+    ) -> EventResponse:
+        with waiting:
             if not response.HasField("outcome"):
                 response.outcome.CopyFrom(await outcome)
         return response

@@ -91,6 +91,11 @@ class StatemachineServiceStub(object):
                 request_serializer=persistence_dot_proto_dot_statemachine__pb2.EventRequest.SerializeToString,
                 response_deserializer=persistence_dot_proto_dot_statemachine__pb2.EventResponse.FromString,
                 _registered_method=True)
+        self.GetEvent = channel.unary_unary(
+                '/statemachine.v1beta.StatemachineService/GetEvent',
+                request_serializer=persistence_dot_proto_dot_statemachine__pb2.EventRequest.SerializeToString,
+                response_deserializer=persistence_dot_proto_dot_statemachine__pb2.Event.FromString,
+                _registered_method=True)
 
 
 class StatemachineServiceServicer(object):
@@ -166,6 +171,13 @@ class StatemachineServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEvent(self, request, context):
+        """Not in statemachine-proto: an event as it was sent, be it refused; the id in the request is its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StatemachineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -223,6 +235,11 @@ def add_StatemachineServiceServicer_to_server(servicer, server):
                     servicer.GetEventOutcome,
                     request_deserializer=persistence_dot_proto_dot_statemachine__pb2.EventRequest.FromString,
                     response_serializer=persistence_dot_proto_dot_statemachine__pb2.EventResponse.SerializeToString,
+            ),
+            'GetEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEvent,
+                    request_deserializer=persistence_dot_proto_dot_statemachine__pb2.EventRequest.FromString,
+                    response_serializer=persistence_dot_proto_dot_statemachine__pb2.Event.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -522,6 +539,33 @@ class StatemachineService(object):
             '/statemachine.v1beta.StatemachineService/GetEventOutcome',
             persistence_dot_proto_dot_statemachine__pb2.EventRequest.SerializeToString,
             persistence_dot_proto_dot_statemachine__pb2.EventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statemachine.v1beta.StatemachineService/GetEvent',
+            persistence_dot_proto_dot_statemachine__pb2.EventRequest.SerializeToString,
+            persistence_dot_proto_dot_statemachine__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,

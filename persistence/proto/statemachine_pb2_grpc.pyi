@@ -85,6 +85,12 @@ class StatemachineServiceStub:
         persistence.proto.statemachine_pb2.EventResponse,
     ]
 
+    GetEvent: grpc.UnaryUnaryMultiCallable[
+        persistence.proto.statemachine_pb2.EventRequest,
+        persistence.proto.statemachine_pb2.Event,
+    ]
+    """Not in statemachine-proto: an event as it was sent, be it refused; the id in the request is its own."""
+
 class StatemachineServiceAsyncStub:
     Health: grpc.aio.UnaryUnaryMultiCallable[
         google.protobuf.empty_pb2.Empty,
@@ -144,6 +150,12 @@ class StatemachineServiceAsyncStub:
         persistence.proto.statemachine_pb2.EventRequest,
         persistence.proto.statemachine_pb2.EventResponse,
     ]
+
+    GetEvent: grpc.aio.UnaryUnaryMultiCallable[
+        persistence.proto.statemachine_pb2.EventRequest,
+        persistence.proto.statemachine_pb2.Event,
+    ]
+    """Not in statemachine-proto: an event as it was sent, be it refused; the id in the request is its own."""
 
 class StatemachineServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -226,5 +238,13 @@ class StatemachineServiceServicer(metaclass=abc.ABCMeta):
         request: persistence.proto.statemachine_pb2.EventRequest,
         context: _ServicerContext,
     ) -> typing.Union[persistence.proto.statemachine_pb2.EventResponse, collections.abc.Awaitable[persistence.proto.statemachine_pb2.EventResponse]]: ...
+
+    @abc.abstractmethod
+    def GetEvent(
+        self,
+        request: persistence.proto.statemachine_pb2.EventRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[persistence.proto.statemachine_pb2.Event, collections.abc.Awaitable[persistence.proto.statemachine_pb2.Event]]:
+        """Not in statemachine-proto: an event as it was sent, be it refused; the id in the request is its own."""
 
 def add_StatemachineServiceServicer_to_server(servicer: StatemachineServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
