@@ -50,6 +50,10 @@ class TimeLimits:
         self._expired.discard(run)
         return run.uncancel() == 0
 
+    def ignored(self, run: asyncio.Task[Any]) -> bool:
+        """Whether `run` was cancelled for the time it took and has not ended since."""
+        return run in self._expired
+
     def close(self) -> None:
         """Cancel nothing any more."""
         if self._alarm is not None:
