@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final, Generic, TypeVar, cast, overload
+from typing import Any, Final, Generic, Protocol, TypeVar, cast, overload, runtime_checkable
 
 import attrs
 from google.protobuf.message import DecodeError, Message
@@ -17,16 +17,19 @@ from hsm.machine import MachineDefinition, MachineType
 from hsm.task import Task, TaskKind, TaskSerializer
 
 __all__ = [
+    "ResultCodec",
     "attrs_definition",
     "attrs_task_serializer",
     "proto_definition",
     "proto_task_serializer",
+    "result_codec",
     "task_serializer",
 ]
 
 DataT = TypeVar("DataT")
 MessageT = TypeVar("MessageT", bound=Message)
 TaskT = TypeVar("TaskT", bound=Task)
+ResultT = TypeVar("ResultT")
 
 
 @attrs.frozen
@@ -135,6 +138,102 @@ class _TaskSerializer(Generic[TaskT]):
                 f" but is stored as {type(kind).__name__}"
             )
         return task
+
+
+@runtime_checkable
+class ResultCodec(Protocol[ResultT]):
+    """Results of calls to bytes and back."""
+
+    def serialize(self, result: ResultT, /) -> bytes:
+        """The persisted form of a result."""
+        ...
+
+    def deserialize(self, data: bytes, /) -> ResultT:
+        """A fresh result; must accept everything that `serialize` ever wrote."""
+        ...
+
+
+@attrs.frozen
+class _ResultCodec(Generic[ResultT]):
+    serialize: Callable[[ResultT], bytes]
+    deserialize: Callable[[bytes], ResultT]
+
+
+def result_codec(class_: type[ResultT]) -> ResultCodec[ResultT]:
+    """The codec that fits a class of results.
+
+    A protobuf message is stored as such, bytes and None as they are, all else as JSON. Text, numbers and
+    protobuf messages need no extra; attrs classes, lists, dates and the like need `attrs-codec`.
+    """
+    if class_ is bytes or class_ is type(None):
+        return _ResultCodec(*_plain_codec(class_))
+    if _is_message(class_):
+        return _ResultCodec(*_message_codec(class_))
+    if _is_attrs(class_):
+        return _ResultCodec(*_attrs_codec(class_))
+    return _ResultCodec(*_json_codec(class_))
+
+
+def _is_message(class_: object) -> bool:
+    """Whether it is a class of messages; `list[int]` is no class at all."""
+    return isinstance(class_, type) and issubclass(class_, Message)
+
+
+_Codec = tuple[Callable[[ResultT], bytes], Callable[[bytes], ResultT]]
+_PLAIN: Final = (str, int, float, bool)
+
+
+def _plain_codec(class_: type[ResultT]) -> _Codec[ResultT]:
+    def serialize(result: ResultT) -> bytes:
+        _require_class(class_, result)
+        return result if isinstance(result, bytes) else b""
+
+    def deserialize(data: bytes) -> ResultT:
+        result: object = data if class_ is bytes else None
+        return cast("ResultT", result)
+
+    return serialize, deserialize
+
+
+def _message_codec(class_: type[ResultT]) -> _Codec[ResultT]:
+    def serialize(result: ResultT) -> bytes:
+        _require_class(class_, result)
+        assert isinstance(result, Message)
+        return result.SerializeToString()
+
+    def deserialize(data: bytes) -> ResultT:
+        result: object = _parse(cast("type[Message]", class_), data)
+        return cast("ResultT", result)
+
+    return serialize, deserialize
+
+
+def _json_codec(class_: type[ResultT]) -> _Codec[ResultT]:
+    name = getattr(class_, "__name__", str(class_))
+
+    def serialize(result: ResultT) -> bytes:
+        if class_ in _PLAIN:
+            _require_class(class_, result)
+        try:
+            value = result if class_ in _PLAIN else _converter().unstructure(result, class_)
+            return json.dumps(value, separators=(",", ":")).encode()
+        except Exception as error:
+            raise SerializationError(f"{result!r} cannot be serialized as {name}: {error}") from error
+
+    def deserialize(data: bytes) -> ResultT:
+        try:
+            value: object = json.loads(data)
+            if class_ not in _PLAIN:
+                value = _converter().structure(value, class_)
+            elif type(value) is not class_:
+                raise TypeError(f"a {type(value).__name__}")
+        except Exception as error:
+            raise SerializationError(f"{data[:80]!r} is not a {name}: {error}") from error
+        return cast("ResultT", value)
+
+    if class_ not in _PLAIN:
+        _converter()
+    return serialize, deserialize
 
 
 def _parse(message: type[MessageT], data: bytes) -> MessageT:

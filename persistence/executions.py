@@ -16,6 +16,7 @@ Keys are segments joined by `/`; a segment has its own `%` and `/` escaped. The 
 | `p/<namespace>/<id>/<run>` | news for the process that runs the shard: the execution is not what it was |
 | `q/<namespace>/<id>/<run>/<task>` | task that has come up while its execution was paused |
 | `r/<peer>/<namespace>/<id>/<run>` | mark: a cluster has to be told of this execution |
+| `u/<namespace>/<id>/<run>/<request>` | result of a call, kept for whoever makes it again |
 | `x/<due>/<namespace>/<id>/<run>` | when a closed execution is deleted |
 | `z/<namespace>/<id>/<run>/<ordinal>` | tombstone: rows that are still to be deleted, or put back |
 
@@ -42,6 +43,8 @@ __all__ = [
     "AFTER_SLASH",
     "SETTINGS_KEY",
     "SETTINGS_PARTITION",
+    "answer_key",
+    "answer_prefix",
     "bell_key",
     "current_run_key",
     "dead_letter_key",
@@ -224,6 +227,16 @@ def history_prefix(namespace: str, id_: str, run_id: str) -> str:
 def history_key(namespace: str, id_: str, run_id: str, count: int) -> str:
     """Key of what the commit with this transition count has changed."""
     return f"{history_prefix(namespace, id_, run_id)}{count:020d}"
+
+
+def answer_prefix(namespace: str, id_: str, run_id: str) -> str:
+    """Prefix of the results of calls that an execution keeps."""
+    return f"u/{escape(namespace)}/{escape(id_)}/{escape(run_id)}/"
+
+
+def answer_key(namespace: str, id_: str, run_id: str, request_id: str) -> str:
+    """Key of the result of a call."""
+    return answer_prefix(namespace, id_, run_id) + escape(request_id)
 
 
 def expiry_key(due_nanos: int, namespace: str, id_: str, run_id: str) -> str:

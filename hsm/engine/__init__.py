@@ -2,6 +2,7 @@
 
 from hsm.engine._closing import Cancellable
 from hsm.engine.breaker import Breaker, BreakerState
+from hsm.engine.calls import Call, Method, MethodDeclaration, method
 from hsm.engine.clock import Clock, SystemClock, TimerHandle
 from hsm.engine.cluster import Cluster
 from hsm.engine.deadlines import DeadlineQueue
@@ -39,6 +40,7 @@ __all__ = [
     "Between",
     "Breaker",
     "BreakerState",
+    "Call",
     "Cancellable",
     "Clock",
     "Cluster",
@@ -54,6 +56,8 @@ __all__ = [
     "Gauges",
     "HasSearchAttributes",
     "HistoryEntry",
+    "Method",
+    "MethodDeclaration",
     "NodeInfo",
     "Outcome",
     "PendingTask",
@@ -74,4 +78,5 @@ __all__ = [
     "current_trace",
     "environment_as",
     "in_thread",
+    "method",
 ]

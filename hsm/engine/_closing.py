@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from hsm.engine._commit import tasks_of
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions, translated
-from hsm.engine._operate import has_seen, operate, remember
+from hsm.engine._operate import has_seen, operate
 from hsm.engine._planner import Amendment, Planner
 from hsm.errors import ExecutionClosedError, NotCancellableError
 from hsm.ref import ExecutionKey
@@ -62,7 +62,7 @@ def termination(
             planner.put_back(row)
             planner.commit.tombstones = True
         if request:
-            remember(row, request)
+            planner.remember(row, request)
         for task in tasks:
             planner.withdraw(task)
         if notice:
@@ -112,7 +112,7 @@ async def cancel(executions: Executions, key: ExecutionKey, reason: str, request
         check_running(execution)
         root = execution.root
         root.transition(object, lambda data: ask(root, data))
-        return None, None if not request else lambda _, row: remember(row, request)
+        return None, None if not request else lambda planner, row: planner.remember(row, request)
 
     await operate(executions, key, act)
 

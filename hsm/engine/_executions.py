@@ -358,6 +358,7 @@ class Executions:
             removed=removed,
             amend=amend,
             retention_nanos=self._retention,
+            remembered=self._options.remembered_requests,
             refresh=refresh,
         )
 

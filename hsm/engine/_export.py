@@ -10,8 +10,8 @@ from hsm.errors import ExecutionNotFoundError
 from hsm.machine import Key, VersionedTransition
 from hsm.ref import ExecutionKey
 from hsm.tree._delta import add_node, new_delta, revive
-from persistence.executions import execution_keys, prefix_end
-from persistence.proto.execution_pb2 import ExecutionRow
+from persistence.executions import answer_prefix, execution_keys, prefix_end, unescape
+from persistence.proto.execution_pb2 import AnswerRow, ExecutionRow
 from persistence.proto.hsm_pb2 import StateMachineNode
 from persistence.proto.replication_pb2 import Delta
 from persistence.store import EngineStore, GetRequest
@@ -24,6 +24,7 @@ async def read_delta(
 ) -> Delta:
     """See `Engine.changes_since`. All is from between two commits."""
     row_key, prefix = execution_keys(*key)
+    kept = answer_prefix(*key)
     found = await store.get(GetRequest(partition=partition, key=row_key))
     while True:
         if found.data is None:
@@ -31,6 +32,7 @@ async def read_delta(
                 f"there is no execution {key.namespace}/{key.id} (run {key.run_id!r})"
             )
         rows = [item async for item in store.scan(partition, prefix, prefix_end(prefix))]
+        answers = [item async for item in store.scan(partition, kept, prefix_end(kept))]
         again = await store.get(GetRequest(partition=partition, key=row_key))
         if again.etag == found.etag:
             break
@@ -39,6 +41,10 @@ async def read_delta(
     revive(row.root)
     delta = new_delta(row, since)
     delta.execution.namespace, delta.execution.id, delta.execution.run_id = key
+    # There are few of them, and nothing says which are new.
+    for item in answers:
+        request = unescape(item.key[len(kept) :])
+        delta.answers[request].CopyFrom(decode_row(AnswerRow, item.key, item.value))
     nodes = {
         row_path(item.key[len(prefix) :]): decode_row(StateMachineNode, item.key, item.value) for item in rows
     }

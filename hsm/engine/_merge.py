@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from hsm.engine._execution import decode_row
+from hsm.engine._planner import ANSWERED
 from hsm.engine._search import index_keys
 from hsm.engine._table import row_segments
 from hsm.errors import BusyError, ResendError
@@ -17,6 +18,7 @@ from hsm.tree._delta import deleted_since, history_of, is_snapshot, judge, merge
 from persistence.errors import ETagMismatchError
 from persistence.executions import (
     AFTER_SLASH,
+    answer_key,
     current_run_key,
     execution_key,
     execution_keys,
@@ -73,6 +75,7 @@ async def merge(
         row = merge_row(mine, delta, keep)
         merging.set_row(row, found.etag)
         merging.set_index(mine, row)
+        merging.set_answers(mine)
         for changed in delta.nodes:
             merging.set_node(path_of(changed.path), changed.node.SerializeToString())
         merging.set_expiry(0 if mine is None else mine.expiry_nanos)
@@ -126,6 +129,15 @@ class _Merge:
             self._set(added, b"")
         for gone in sorted(before - after):
             self._delete(gone)
+
+    def set_answers(self, mine: ExecutionRow | None) -> None:
+        """Keep the results of calls as the other database does."""
+        answers = self._delta.answers
+        for request in sorted(answers):
+            self._set(answer_key(*self._key, request), answers[request].SerializeToString())
+        for request in () if mine is None else mine.request_ids:
+            if request.startswith(ANSWERED) and request not in answers:
+                self._delete(answer_key(*self._key, request))
 
     def _delete(self, key: str) -> None:
         # Each key is written once.

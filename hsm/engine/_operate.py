@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions
 from hsm.engine._planner import Amendment
+from hsm.engine._rows import QueuedTask
 from hsm.engine._transaction import begin, end, roll_back
 from hsm.errors import CommitConflictError
 from hsm.ref import ExecutionKey
 from hsm.tree import MissingPart
 from persistence.proto.execution_pb2 import ExecutionRow
 
-__all__ = ["has_seen", "operate", "remember"]
+__all__ = ["has_seen", "operate"]
 
 ResultT = TypeVar("ResultT")
-
-_REMEMBERED: Final = 32
 
 
 async def operate(
@@ -29,12 +28,15 @@ async def operate(
     before: Callable[[Execution], Awaitable[None]] | None = None,
     whole: bool = False,
     refresh: bool = False,
+    claim: QueuedTask | None = None,
+    keep_claim: bool = False,
 ) -> ResultT:
     """Let `act` look at an execution as it is now and change its tree, and commit that with its amendment.
 
     Nothing is committed if the tree is as it was and there is no amendment. `act` may run again, on a newer
     state; `before` reads what it needs from the store each time; with `whole`, all of the tree is loaded.
-    With `refresh`, the machines that are changed ask for all their tasks anew.
+    With `refresh`, the machines that are changed ask for all their tasks anew. A commit ends the task
+    `claim`, unless that is to be kept.
     """
     key = await executions.resolve(key)
     while True:
@@ -48,7 +50,7 @@ async def operate(
             begin(execution)
             result, amend = act(execution)
             if amend is not None or execution.root.dirty:
-                await executions.commit(execution, None, keep_claim=False, amend=amend, refresh=refresh)
+                await executions.commit(execution, claim, keep_claim=keep_claim, amend=amend, refresh=refresh)
         except CommitConflictError:
             roll_back(execution)
             executions.evict(execution)
@@ -69,10 +71,3 @@ async def operate(
 def has_seen(row: ExecutionRow, request: str) -> bool:
     """Whether a request was carried out on the execution, as far as that is remembered."""
     return request in row.request_ids
-
-
-def remember(row: ExecutionRow, request: str) -> None:
-    """Note that a request is carried out with this commit."""
-    row.request_ids.append(request)
-    if len(row.request_ids) > _REMEMBERED:
-        del row.request_ids[: len(row.request_ids) - _REMEMBERED]

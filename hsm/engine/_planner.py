@@ -24,6 +24,7 @@ from hsm.tree import Node
 from hsm.tree._delta import record_deletions
 from hsm.tree._operation import Deleted, compact
 from persistence.executions import (
+    answer_key,
     dead_letter_key,
     expiry_key,
     history_key,
@@ -32,6 +33,7 @@ from persistence.executions import (
     tombstone_key,
 )
 from persistence.proto.execution_pb2 import (
+    AnswerRow,
     ExecutionRow,
     ExecutionStatus,
     TombstoneKind,
@@ -40,7 +42,10 @@ from persistence.proto.execution_pb2 import (
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
 from persistence.store import CheckRequest, DeleteRequest, SetRequest
 
-__all__ = ["Amendment", "Planner", "plan"]
+__all__ = ["ANSWERED", "Amendment", "Planner", "plan"]
+
+ANSWERED: Final = "call:"
+"""Begins what is remembered of a request that has an answer."""
 
 # Looked up once: protobuf finds the number of an enum value by its name, every time.
 _RUNNING: Final = ExecutionStatus.EXECUTION_STATUS_RUNNING
@@ -50,6 +55,7 @@ _FAILED: Final = ExecutionStatus.EXECUTION_STATUS_FAILED
 
 class Planner:
     __slots__ = (
+        "_remembered",
         "_retention",
         "commit",
         "execution",
@@ -62,7 +68,13 @@ class Planner:
     )
 
     def __init__(
-        self, registry: Registry, ids: IdSource, execution: Execution, now_nanos: int, retention_nanos: int
+        self,
+        registry: Registry,
+        ids: IdSource,
+        execution: Execution,
+        now_nanos: int,
+        retention_nanos: int,
+        remembered: int,
     ) -> None:
         self.registry = registry
         self.ids = ids
@@ -70,6 +82,7 @@ class Planner:
         self.partition = execution.partition
         self.now_nanos = now_nanos
         self._retention = retention_nanos
+        self._remembered = remembered
         self.removed: Sequence[Removed] = ()
         self.commit = Commit(execution)
         self.operations = self.commit.operations
@@ -159,6 +172,23 @@ class Planner:
             self.delete(gone)
         for added in sorted(after - before):
             self.write(added, b"")
+
+    def remember(self, row: ExecutionRow, request: str, answer: AnswerRow | None = None) -> None:
+        """Note that a request is carried out with this commit, and its answer; the oldest are forgotten.
+
+        Only the row says which requests are known: it is read anyway. The answers have rows of their own, so
+        that not every commit writes them again.
+        """
+        key = self.execution.key
+        row.request_ids.append(request)
+        if answer is not None:
+            self.write(answer_key(*key, request), answer.SerializeToString())
+        surplus = len(row.request_ids) - self._remembered
+        if surplus > 0:
+            for forgotten in row.request_ids[:surplus]:
+                if forgotten.startswith(ANSWERED):
+                    self.delete(answer_key(*key, forgotten))
+            del row.request_ids[:surplus]
 
     def put_back(self, row: ExecutionRow) -> None:
         """Have the parked tasks of the execution put back into their queues, by whoever sweeps."""
@@ -314,6 +344,7 @@ def plan(
     removed: Sequence[Removed] = (),
     amend: Amendment | None = None,
     retention_nanos: int = 0,
+    remembered: int,
     refresh: bool = False,
 ) -> Commit:
     """Work out the commit of what has been done to the execution's tree.
@@ -328,12 +359,13 @@ def plan(
         removed: what `find_removed` has found.
         amend: what else changes, besides the tree.
         retention_nanos: how long closed executions are kept; 0: for ever.
+        remembered: requests that an execution remembers.
         refresh: the changed machines ask for all their tasks anew.
 
     Raises:
         NotRegisteredError, SerializationError: a task cannot be written.
     """
-    planner = Planner(registry, ids, execution, now_nanos, retention_nanos)
+    planner = Planner(registry, ids, execution, now_nanos, retention_nanos, remembered)
     planner.removed = removed
     commit, operations = planner.commit, planner.operations
     state = execution.root._state

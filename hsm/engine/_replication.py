@@ -49,8 +49,9 @@ class Replication:
     async def changes_since(self, key: ExecutionKey, version: VersionedTransition = _UNKNOWN) -> Delta:
         """What whoever has `version` of an execution lacks; all of it, if that cannot be told, or for (0, 0).
 
-        The tasks that its machines wait for go with it, dead letters as tasks that have not been tried. What
-        the database holds beside the machines does not: attempts, dead letters, rows of history.
+        The tasks that its machines wait for go with it, dead letters as tasks that have not been tried, and
+        results of calls. What else the database holds beside the machines does not: attempts, dead letters,
+        rows of history.
 
         Raises:
             ExecutionNotFoundError: there is no such execution.

@@ -11,16 +11,14 @@ from hsm.engine._closing import pending_tasks, termination
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions, translated
-from hsm.engine._operate import has_seen, operate, remember
+from hsm.engine._operate import has_seen
 from hsm.engine._planner import Amendment
 from hsm.engine._transaction import begin, end, seal
 from hsm.engine.cluster import Cluster
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import (
     CommitConflictError,
-    DuplicateRequestError,
     ExecutionAlreadyStartedError,
-    ExecutionClosedError,
     ExecutionNotFoundError,
 )
 from hsm.machine import VersionedTransition
@@ -69,6 +67,7 @@ class Start(Generic[ResultT]):
         started: whether this has started a run.
         once: one try has to be enough, with the data as it is.
         raw: the data as bytes, if more than one try is made.
+        amend: what else the commit of the new run notes.
     """
 
     key: ExecutionKey
@@ -83,6 +82,7 @@ class Start(Generic[ResultT]):
     started: bool = False
     once: bool = attrs.field(default=attrs.Factory(lambda self: self.is_strict, takes_self=True))
     raw: bytes | None = None
+    amend: Amendment | None = None
 
     @property
     def is_strict(self) -> bool:
@@ -148,32 +148,6 @@ class Starter:
             start.raw = encode(definition, start.data)
         return definition.deserialize(start.raw)
 
-    async def update_with_start(self, start: Start[ResultT], fn: Callable[[Node], ResultT]) -> ResultT:
-        """See `Engine.update_with_start`; `on_start` does what `fn` does, and gives the result of a start."""
-        request = start.request_id and f"update:{start.request_id}"
-
-        def act(execution: Execution) -> tuple[ResultT, Amendment | None]:
-            if start.request_id and (has_seen(execution.row, request) or _same_start(execution.row, start)):
-                raise _duplicate(start.request_id, execution.key)
-            if execution.row.close_nanos:
-                raise ExecutionClosedError(f"execution {start.key.namespace}/{start.key.id} is closed")
-            return fn(execution.root), None if not request else lambda _, row: remember(row, request)
-
-        while True:
-            try:
-                return await operate(self._executions, start.key, act)
-            except (ExecutionNotFoundError, ExecutionClosedError):
-                pass
-            try:
-                ref = await self.start(start)
-            except ExecutionAlreadyStartedError as error:
-                if error.closed:
-                    raise
-                continue
-            if not start.started:
-                raise _duplicate(start.request_id, ref.execution)
-            return start.results[-1]
-
     async def _create(
         self,
         start: Start[ResultT],
@@ -202,7 +176,7 @@ class Starter:
                 options=_FIRST_WRITE,
             )
             with executions.observed(execution):
-                commit = executions.plan(execution, now)
+                commit = executions.plan(execution, now, amend=start.amend)
                 operations = commit.operations
                 first = operations[0]
                 if start.key.run_id and isinstance(first, SetRequest):
@@ -307,7 +281,7 @@ class Starter:
         begin(execution)
         try:
             await self._executions.commit(
-                execution, None, keep_claim=False, amend=lambda _, row: remember(row, request)
+                execution, None, keep_claim=False, amend=lambda planner, row: planner.remember(row, request)
             )
         finally:
             end(execution)
@@ -338,10 +312,6 @@ class Starter:
         return ref
 
 
-def _same_start(row: ExecutionRow, start: Start[ResultT]) -> bool:
-    return row.start_request_id == start.request_id
-
-
 def _new(
     registry: Registry,
     key: ExecutionKey,
@@ -369,7 +339,3 @@ def _already_started(key: ExecutionKey, request_id: str, *, closed: bool) -> Exe
         run_id=key.run_id,
         closed=closed,
     )
-
-
-def _duplicate(request_id: str, key: ExecutionKey) -> DuplicateRequestError:
-    return DuplicateRequestError(f"request {request_id!r} was carried out already", run_id=key.run_id)

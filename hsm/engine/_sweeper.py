@@ -13,6 +13,7 @@ from hsm.ref import ExecutionKey
 from persistence.errors import ETagMismatchError
 from persistence.executions import (
     AFTER_SLASH,
+    answer_prefix,
     dead_letter_key,
     history_prefix,
     node_prefix,
@@ -128,7 +129,7 @@ async def _sweep_execution(store: EngineStore, partition: str, row: TombstoneRow
     """Delete all rows of an execution; nobody writes any more of them."""
     key = _key(row)
     keys = _task_keys(key.namespace, row.tasks)
-    for prefix in (node_prefix(*key), history_prefix(*key), parked_prefix(*key)):
+    for prefix in (node_prefix(*key), history_prefix(*key), parked_prefix(*key), answer_prefix(*key)):
         async for item in store.scan(partition, prefix, prefix_end(prefix)):
             if prefix[0] == "n":
                 keys += _task_keys(key.namespace, _tasks_of(item))

@@ -25,25 +25,23 @@ from hsm.engine._queues import Dispatcher
 from hsm.engine._repair import executions_to_repair, repair
 from hsm.engine._replay import replay
 from hsm.engine._replication import Replication
+from hsm.engine._requests import Requests
 from hsm.engine._rows import QueuedTask
 from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
-from hsm.engine._start import Start, Starter
+from hsm.engine._start import Starter
 from hsm.engine._stopping import end_runs
 from hsm.engine._worker import Worker
 from hsm.engine.clock import from_nanos, nanos_of, sleep_for, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
-from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import ExecutionNotFoundError, StaleReferenceError
 from hsm.executor import AccessType, Environment
-from hsm.machine import MachineType
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
 from persistence import errors as storage
-from persistence.proto.execution_pb2 import ExecutionRow
 from persistence.store import EngineStore
 
 __all__ = ["Engine"]
@@ -51,7 +49,7 @@ __all__ = ["Engine"]
 ResultT = TypeVar("ResultT")
 
 
-class Engine(Operations, Listings, Replication):
+class Engine(Requests, Operations, Listings, Replication):
     """Runs executions on a store: `async with Engine(registry, store) as engine`.
 
     An execution is a tree of machines under one root. A transition and the tasks that it asks for are
@@ -183,77 +181,6 @@ class Engine(Operations, Listings, Replication):
     def now(self) -> datetime:
         """The present time, by the engine's clock."""
         return from_nanos(self._options.clock.time_ns())
-
-    async def start(
-        self,
-        key: ExecutionKey,
-        data: object,
-        *,
-        machine_type: MachineType | None = None,
-        request_id: str = "",
-        on_start: Callable[[Node], object] | None = None,
-        conflict: ConflictPolicy = ConflictPolicy.FAIL,
-        reuse: ReusePolicy = ReusePolicy.REJECT,
-        history: bool = False,
-        memo: bytes = b"",
-    ) -> Ref:
-        """Start an execution and return a reference to its root.
-
-        A start with the request id of an earlier one returns what that has started, and changes nothing.
-
-        Args:
-            key: namespace and id; the run id is made if it is empty.
-            data: of the root.
-            machine_type: of the root; found by the class of `data` if it is not given.
-            request_id: makes the start idempotent.
-            on_start: first transitions, and children, in the same commit.
-            conflict: what to do if the id has a run that is running: refuse, return that one, or terminate it
-                in the same commit.
-            reuse: whether the id may have another run after one that is closed.
-            history: keep what every commit changes, for `history` and `tree_at`; each then writes the changed
-                machines twice.
-            memo: whatever whoever lists the execution should know of it.
-
-        Raises:
-            ExecutionAlreadyStartedError: another request has started an execution with this id.
-            NotRegisteredError: the machine type is not registered, or cannot be told from the data.
-        """
-        type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
-        row = ExecutionRow(keeps_history=history, memo=memo)
-        return await self._starter.start(
-            Start(key, type_id, data, request_id, on_start, conflict, reuse, row)
-        )
-
-    async def update_with_start(
-        self,
-        key: ExecutionKey,
-        data: object,
-        fn: Callable[[Node], ResultT],
-        *,
-        machine_type: MachineType | None = None,
-        request_id: str = "",
-        on_start: Callable[[Node], object] | None = None,
-        reuse: ReusePolicy = ReusePolicy.REJECT,
-    ) -> ResultT:
-        """Run `fn` on the root of the running execution, or on that of a new one; its result.
-
-        Start and update are one commit: nobody sees an execution that `fn` has not run on. `fn` may run
-        again, as in `update`. The other arguments are those of `start`.
-
-        Raises:
-            DuplicateRequestError: a request with this id was carried out already.
-            ExecutionAlreadyStartedError: the last run is closed, and `reuse` does not allow another one.
-            NotRegisteredError: the machine type is not registered, or cannot be told from the data.
-        """
-        type_id = self._registry.type_of(data) if machine_type is None else machine_type.id
-
-        def first(root: Node) -> ResultT:
-            if on_start is not None:
-                on_start(root)
-            return fn(root)
-
-        start = Start(key, type_id, data, request_id, first, reuse=reuse, once=False)
-        return await self._starter.update_with_start(start, fn)
 
     def access(
         self, ref: Ref, access: AccessType, *, keep_task: bool = False

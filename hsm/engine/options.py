@@ -80,6 +80,9 @@ class EngineOptions:
         cached_executions: trees kept in memory.
         loaded_nodes: rows of a tree that are read at once; a larger tree is loaded in parts.
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
+        remembered_requests: requests with an id that each execution remembers, and the results of those that
+            are calls: whoever asks again later is taken for somebody new. All commits of the execution write
+            the ids.
         retention: how long executions are kept that have closed, to the minute or the poll; None is for ever.
         drain_timeout: how long running tasks may take to end when the engine closes.
         cluster: which of several databases this is that hold the same executions; None is the only one.
@@ -108,6 +111,7 @@ class EngineOptions:
     cached_executions: int = 10_000
     loaded_nodes: int = 128
     delete_rows: int = 100
+    remembered_requests: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     retention: timedelta | None = None
     drain_timeout: timedelta = timedelta(seconds=30)
     cluster: Cluster | None = None

@@ -187,6 +187,10 @@ class SyncEngine:
         """See `Engine`."""
         return self.call(lambda engine: engine.update(ref, fn))
 
+    def signal(self, ref: Ref, fn: Callable[[Node], object], *, request_id: str) -> None:
+        """See `Engine`."""
+        self.call(lambda engine: engine.signal(ref, fn, request_id=request_id))
+
     def read(self, ref: Ref, fn: Callable[[Node], ResultT]) -> ResultT:
         """See `Engine`."""
         return self.call(lambda engine: engine.read(ref, fn))

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from persistence.proto import hsm_pb2 as persistence_dot_proto_dot_hsm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!persistence/proto/execution.proto\x12\x12hsm.persistence.v1\x1a\x1bpersistence/proto/hsm.proto\"=\n\x0c\x45xecutionKey\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"0\n\nCurrentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\xd4\x05\n\x0c\x45xecutionRow\x12\x38\n\x07history\x18\x01 \x03(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x14\n\x0cnext_ordinal\x18\x02 \x01(\x03\x12\x11\n\troot_type\x18\x03 \x01(\x05\x12\x33\n\x06status\x18\x04 \x01(\x0e\x32#.hsm.persistence.v1.ExecutionStatus\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x0bstart_nanos\x18\x06 \x01(\x03\x12\x13\n\x0b\x63lose_nanos\x18\x07 \x01(\x03\x12\x18\n\x10start_request_id\x18\x08 \x01(\t\x12\x32\n\x04root\x18\t \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode\x12\x14\n\x0c\x63lose_reason\x18\n \x01(\t\x12\x13\n\x0brequest_ids\x18\x0b \x03(\t\x12\x31\n\x06paused\x18\x0c \x03(\x0b\x32!.hsm.persistence.v1.PausedSubtree\x12\x15\n\rkeeps_history\x18\r \x01(\x08\x12\x14\n\x0c\x65xpiry_nanos\x18\x0e \x01(\x03\x12Q\n\x11search_attributes\x18\x0f \x03(\x0b\x32\x36.hsm.persistence.v1.ExecutionRow.SearchAttributesEntry\x12\x0c\n\x04memo\x18\x10 \x01(\x0c\x12\x42\n\ntombstones\x18( \x03(\x0b\x32..hsm.persistence.v1.StateMachineTombstoneBatch\x12\x17\n\x0ftombstones_from\x18) \x01(\x03\x1a\\\n\x15SearchAttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.hsm.persistence.v1.SearchAttribute:\x02\x38\x01\"B\n\rPausedSubtree\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\"\x1a\n\x08Keywords\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xba\x01\n\x0fSearchAttribute\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x14\n\ntext_value\x18\x04 \x01(\tH\x00\x12\x14\n\ntime_nanos\x18\x05 \x01(\x03H\x00\x12\x30\n\x08keywords\x18\x06 \x01(\x0b\x32\x1c.hsm.persistence.v1.KeywordsH\x00\x42\x07\n\x05value\"K\n\rParkedTaskRow\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.hsm.persistence.v1.TaskRow\x12\x0f\n\x07row_key\x18\x02 \x01(\t\"S\n\x0bHistoryNode\x12\x10\n\x08segments\x18\x01 \x01(\t\x12\x32\n\x04node\x18\x02 \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode\";\n\x0fHistoryDeletion\x12\x10\n\x08segments\x18\x01 \x01(\t\x12\x16\n\x0e\x62\x65\x66ore_ordinal\x18\x02 \x01(\x03\"\x80\x02\n\nHistoryRow\x12\x12\n\ntime_nanos\x18\x01 \x01(\x03\x12\x38\n\x07version\x18\x02 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x34\n\x07\x64\x65leted\x18\x03 \x03(\x0b\x32#.hsm.persistence.v1.HistoryDeletion\x12\x30\n\x07\x63hanged\x18\x04 \x03(\x0b\x32\x1f.hsm.persistence.v1.HistoryNode\x12\x13\n\x0b\x61\x64\x64\x65\x64_tasks\x18\x05 \x03(\t\x12\x14\n\x0cnext_ordinal\x18\x06 \x01(\x03\x12\x11\n\troot_type\x18\x07 \x01(\x05\"\xb7\x02\n\x07TaskRow\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x36\n\x04info\x18\x03 \x01(\x0b\x32(.hsm.persistence.v1.StateMachineTaskInfo\x12\x36\n\x04kind\x18\x04 \x01(\x0b\x32(.hsm.persistence.v1.StateMachineTaskKind\x12\r\n\x05group\x18\x05 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x06 \x01(\x05\x12\x18\n\x10not_before_nanos\x18\x07 \x01(\x03\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x12\n\ntracestate\x18\n \x01(\t\"\x97\x01\n\rDeadLetterRow\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.hsm.persistence.v1.TaskRow\x12\x0f\n\x07row_key\x18\x02 \x01(\t\x12\x12\n\nerror_type\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x12\n\ntime_nanos\x18\x05 \x01(\x03\x12\x13\n\x0bundecodable\x18\x06 \x01(\x0c\"\xd3\x01\n\x0cTombstoneRow\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x10\n\x08segments\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x65\x66ore_ordinal\x18\x03 \x01(\x03\x12/\n\x04kind\x18\x04 \x01(\x0e\x32!.hsm.persistence.v1.TombstoneKind\x12\x33\n\x05tasks\x18\x05 \x03(\x0b\x32$.hsm.persistence.v1.StateMachineTask\"V\n\tMemberRow\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x0f\n\x07started\x18\x04 \x01(\x03\x12\x0e\n\x06number\x18\x05 \x01(\x03\"\x1f\n\rShardOwnerRow\x12\x0e\n\x06member\x18\x01 \x01(\t\"%\n\x0e\x45ngineSettings\x12\x13\n\x0bshard_count\x18\x01 \x01(\x05*\xaf\x01\n\x0f\x45xecutionStatus\x12 \n\x1c\x45XECUTION_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45XECUTION_STATUS_RUNNING\x10\x01\x12\x1e\n\x1a\x45XECUTION_STATUS_COMPLETED\x10\x02\x12\x1b\n\x17\x45XECUTION_STATUS_FAILED\x10\x03\x12\x1f\n\x1b\x45XECUTION_STATUS_TERMINATED\x10\x04*d\n\rTombstoneKind\x12\x1a\n\x16TOMBSTONE_KIND_SUBTREE\x10\x00\x12\x1c\n\x18TOMBSTONE_KIND_EXECUTION\x10\x01\x12\x19\n\x15TOMBSTONE_KIND_PARKED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!persistence/proto/execution.proto\x12\x12hsm.persistence.v1\x1a\x1bpersistence/proto/hsm.proto\"=\n\x0c\x45xecutionKey\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"0\n\nCurrentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x9a\x06\n\x0c\x45xecutionRow\x12\x38\n\x07history\x18\x01 \x03(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x14\n\x0cnext_ordinal\x18\x02 \x01(\x03\x12\x11\n\troot_type\x18\x03 \x01(\x05\x12\x33\n\x06status\x18\x04 \x01(\x0e\x32#.hsm.persistence.v1.ExecutionStatus\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x0bstart_nanos\x18\x06 \x01(\x03\x12\x13\n\x0b\x63lose_nanos\x18\x07 \x01(\x03\x12\x18\n\x10start_request_id\x18\x08 \x01(\t\x12\x32\n\x04root\x18\t \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode\x12\x14\n\x0c\x63lose_reason\x18\n \x01(\t\x12\x13\n\x0brequest_ids\x18\x0b \x03(\t\x12\x31\n\x06paused\x18\x0c \x03(\x0b\x32!.hsm.persistence.v1.PausedSubtree\x12\x15\n\rkeeps_history\x18\r \x01(\x08\x12\x14\n\x0c\x65xpiry_nanos\x18\x0e \x01(\x03\x12Q\n\x11search_attributes\x18\x0f \x03(\x0b\x32\x36.hsm.persistence.v1.ExecutionRow.SearchAttributesEntry\x12\x0c\n\x04memo\x18\x10 \x01(\x0c\x12.\n\x06parent\x18\x11 \x01(\x0b\x32\x1e.hsm.persistence.v1.ParentLink\x12\x14\n\x0chas_children\x18\x12 \x01(\x08\x12\x42\n\ntombstones\x18( \x03(\x0b\x32..hsm.persistence.v1.StateMachineTombstoneBatch\x12\x17\n\x0ftombstones_from\x18) \x01(\x03\x1a\\\n\x15SearchAttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.hsm.persistence.v1.SearchAttribute:\x02\x38\x01\"+\n\tAnswerRow\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06result\x18\x02 \x01(\x0c\"\xb6\x01\n\nParentLink\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x31\n\x04path\x18\x02 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\x12@\n\x0finitial_version\x18\x03 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\"\xdb\x02\n\x12\x43hildExecutionInfo\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.hsm.persistence.v1.ChildExecutionState\x12\x33\n\texecution\x18\x02 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x11\n\troot_type\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12:\n\x0c\x63lose_policy\x18\x05 \x01(\x0e\x32$.hsm.persistence.v1.ChildClosePolicy\x12\x33\n\x06status\x18\x06 \x01(\x0e\x32#.hsm.persistence.v1.ExecutionStatus\x12\x13\n\x0b\x63lose_state\x18\x07 \x01(\t\x12\x0e\n\x06result\x18\x08 \x01(\x0c\x12\x12\n\nhas_result\x18\t \x01(\x08\x12\r\n\x05\x65rror\x18\n \x01(\t\"B\n\rPausedSubtree\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\"\x1a\n\x08Keywords\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xba\x01\n\x0fSearchAttribute\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x14\n\ntext_value\x18\x04 \x01(\tH\x00\x12\x14\n\ntime_nanos\x18\x05 \x01(\x03H\x00\x12\x30\n\x08keywords\x18\x06 \x01(\x0b\x32\x1c.hsm.persistence.v1.KeywordsH\x00\x42\x07\n\x05value\"K\n\rParkedTaskRow\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.hsm.persistence.v1.TaskRow\x12\x0f\n\x07row_key\x18\x02 \x01(\t\"S\n\x0bHistoryNode\x12\x10\n\x08segments\x18\x01 \x01(\t\x12\x32\n\x04node\x18\x02 \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode\";\n\x0fHistoryDeletion\x12\x10\n\x08segments\x18\x01 \x01(\t\x12\x16\n\x0e\x62\x65\x66ore_ordinal\x18\x02 \x01(\x03\"\x80\x02\n\nHistoryRow\x12\x12\n\ntime_nanos\x18\x01 \x01(\x03\x12\x38\n\x07version\x18\x02 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12\x34\n\x07\x64\x65leted\x18\x03 \x03(\x0b\x32#.hsm.persistence.v1.HistoryDeletion\x12\x30\n\x07\x63hanged\x18\x04 \x03(\x0b\x32\x1f.hsm.persistence.v1.HistoryNode\x12\x13\n\x0b\x61\x64\x64\x65\x64_tasks\x18\x05 \x03(\t\x12\x14\n\x0cnext_ordinal\x18\x06 \x01(\x03\x12\x11\n\troot_type\x18\x07 \x01(\x05\"\xb7\x02\n\x07TaskRow\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x36\n\x04info\x18\x03 \x01(\x0b\x32(.hsm.persistence.v1.StateMachineTaskInfo\x12\x36\n\x04kind\x18\x04 \x01(\x0b\x32(.hsm.persistence.v1.StateMachineTaskKind\x12\r\n\x05group\x18\x05 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x06 \x01(\x05\x12\x18\n\x10not_before_nanos\x18\x07 \x01(\x03\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x12\n\ntracestate\x18\n \x01(\t\"\x97\x01\n\rDeadLetterRow\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.hsm.persistence.v1.TaskRow\x12\x0f\n\x07row_key\x18\x02 \x01(\t\x12\x12\n\nerror_type\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x12\n\ntime_nanos\x18\x05 \x01(\x03\x12\x13\n\x0bundecodable\x18\x06 \x01(\x0c\"\xd3\x01\n\x0cTombstoneRow\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x10\n\x08segments\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x65\x66ore_ordinal\x18\x03 \x01(\x03\x12/\n\x04kind\x18\x04 \x01(\x0e\x32!.hsm.persistence.v1.TombstoneKind\x12\x33\n\x05tasks\x18\x05 \x03(\x0b\x32$.hsm.persistence.v1.StateMachineTask\"V\n\tMemberRow\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x0f\n\x07started\x18\x04 \x01(\x03\x12\x0e\n\x06number\x18\x05 \x01(\x03\"\x1f\n\rShardOwnerRow\x12\x0e\n\x06member\x18\x01 \x01(\t\"%\n\x0e\x45ngineSettings\x12\x13\n\x0bshard_count\x18\x01 \x01(\x05*\xaf\x01\n\x0f\x45xecutionStatus\x12 \n\x1c\x45XECUTION_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45XECUTION_STATUS_RUNNING\x10\x01\x12\x1e\n\x1a\x45XECUTION_STATUS_COMPLETED\x10\x02\x12\x1b\n\x17\x45XECUTION_STATUS_FAILED\x10\x03\x12\x1f\n\x1b\x45XECUTION_STATUS_TERMINATED\x10\x04*\xa6\x01\n\x13\x43hildExecutionState\x12%\n!CHILD_EXECUTION_STATE_UNSPECIFIED\x10\x00\x12#\n\x1f\x43HILD_EXECUTION_STATE_SCHEDULED\x10\x01\x12!\n\x1d\x43HILD_EXECUTION_STATE_STARTED\x10\x02\x12 \n\x1c\x43HILD_EXECUTION_STATE_CLOSED\x10\x03*\x9f\x01\n\x10\x43hildClosePolicy\x12\"\n\x1e\x43HILD_CLOSE_POLICY_UNSPECIFIED\x10\x00\x12 \n\x1c\x43HILD_CLOSE_POLICY_TERMINATE\x10\x01\x12%\n!CHILD_CLOSE_POLICY_REQUEST_CANCEL\x10\x02\x12\x1e\n\x1a\x43HILD_CLOSE_POLICY_ABANDON\x10\x03*d\n\rTombstoneKind\x12\x1a\n\x16TOMBSTONE_KIND_SUBTREE\x10\x00\x12\x1c\n\x18TOMBSTONE_KIND_EXECUTION\x10\x01\x12\x19\n\x15TOMBSTONE_KIND_PARKED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +34,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXECUTIONROW_SEARCHATTRIBUTESENTRY']._loaded_options = None
   _globals['_EXECUTIONROW_SEARCHATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_EXECUTIONSTATUS']._serialized_start=2536
-  _globals['_EXECUTIONSTATUS']._serialized_end=2711
-  _globals['_TOMBSTONEKIND']._serialized_start=2713
-  _globals['_TOMBSTONEKIND']._serialized_end=2813
+  _globals['_EXECUTIONSTATUS']._serialized_start=3186
+  _globals['_EXECUTIONSTATUS']._serialized_end=3361
+  _globals['_CHILDEXECUTIONSTATE']._serialized_start=3364
+  _globals['_CHILDEXECUTIONSTATE']._serialized_end=3530
+  _globals['_CHILDCLOSEPOLICY']._serialized_start=3533
+  _globals['_CHILDCLOSEPOLICY']._serialized_end=3692
+  _globals['_TOMBSTONEKIND']._serialized_start=3694
+  _globals['_TOMBSTONEKIND']._serialized_end=3794
   _globals['_EXECUTIONKEY']._serialized_start=86
   _globals['_EXECUTIONKEY']._serialized_end=147
   _globals['_CURRENTRUN']._serialized_start=149
   _globals['_CURRENTRUN']._serialized_end=197
   _globals['_EXECUTIONROW']._serialized_start=200
-  _globals['_EXECUTIONROW']._serialized_end=924
-  _globals['_EXECUTIONROW_SEARCHATTRIBUTESENTRY']._serialized_start=832
-  _globals['_EXECUTIONROW_SEARCHATTRIBUTESENTRY']._serialized_end=924
-  _globals['_PAUSEDSUBTREE']._serialized_start=926
-  _globals['_PAUSEDSUBTREE']._serialized_end=992
-  _globals['_KEYWORDS']._serialized_start=994
-  _globals['_KEYWORDS']._serialized_end=1020
-  _globals['_SEARCHATTRIBUTE']._serialized_start=1023
-  _globals['_SEARCHATTRIBUTE']._serialized_end=1209
-  _globals['_PARKEDTASKROW']._serialized_start=1211
-  _globals['_PARKEDTASKROW']._serialized_end=1286
-  _globals['_HISTORYNODE']._serialized_start=1288
-  _globals['_HISTORYNODE']._serialized_end=1371
-  _globals['_HISTORYDELETION']._serialized_start=1373
-  _globals['_HISTORYDELETION']._serialized_end=1432
-  _globals['_HISTORYROW']._serialized_start=1435
-  _globals['_HISTORYROW']._serialized_end=1691
-  _globals['_TASKROW']._serialized_start=1694
-  _globals['_TASKROW']._serialized_end=2005
-  _globals['_DEADLETTERROW']._serialized_start=2008
-  _globals['_DEADLETTERROW']._serialized_end=2159
-  _globals['_TOMBSTONEROW']._serialized_start=2162
-  _globals['_TOMBSTONEROW']._serialized_end=2373
-  _globals['_MEMBERROW']._serialized_start=2375
-  _globals['_MEMBERROW']._serialized_end=2461
-  _globals['_SHARDOWNERROW']._serialized_start=2463
-  _globals['_SHARDOWNERROW']._serialized_end=2494
-  _globals['_ENGINESETTINGS']._serialized_start=2496
-  _globals['_ENGINESETTINGS']._serialized_end=2533
+  _globals['_EXECUTIONROW']._serialized_end=994
+  _globals['_EXECUTIONROW_SEARCHATTRIBUTESENTRY']._serialized_start=902
+  _globals['_EXECUTIONROW_SEARCHATTRIBUTESENTRY']._serialized_end=994
+  _globals['_ANSWERROW']._serialized_start=996
+  _globals['_ANSWERROW']._serialized_end=1039
+  _globals['_PARENTLINK']._serialized_start=1042
+  _globals['_PARENTLINK']._serialized_end=1224
+  _globals['_CHILDEXECUTIONINFO']._serialized_start=1227
+  _globals['_CHILDEXECUTIONINFO']._serialized_end=1574
+  _globals['_PAUSEDSUBTREE']._serialized_start=1576
+  _globals['_PAUSEDSUBTREE']._serialized_end=1642
+  _globals['_KEYWORDS']._serialized_start=1644
+  _globals['_KEYWORDS']._serialized_end=1670
+  _globals['_SEARCHATTRIBUTE']._serialized_start=1673
+  _globals['_SEARCHATTRIBUTE']._serialized_end=1859
+  _globals['_PARKEDTASKROW']._serialized_start=1861
+  _globals['_PARKEDTASKROW']._serialized_end=1936
+  _globals['_HISTORYNODE']._serialized_start=1938
+  _globals['_HISTORYNODE']._serialized_end=2021
+  _globals['_HISTORYDELETION']._serialized_start=2023
+  _globals['_HISTORYDELETION']._serialized_end=2082
+  _globals['_HISTORYROW']._serialized_start=2085
+  _globals['_HISTORYROW']._serialized_end=2341
+  _globals['_TASKROW']._serialized_start=2344
+  _globals['_TASKROW']._serialized_end=2655
+  _globals['_DEADLETTERROW']._serialized_start=2658
+  _globals['_DEADLETTERROW']._serialized_end=2809
+  _globals['_TOMBSTONEROW']._serialized_start=2812
+  _globals['_TOMBSTONEROW']._serialized_end=3023
+  _globals['_MEMBERROW']._serialized_start=3025
+  _globals['_MEMBERROW']._serialized_end=3111
+  _globals['_SHARDOWNERROW']._serialized_start=3113
+  _globals['_SHARDOWNERROW']._serialized_end=3144
+  _globals['_ENGINESETTINGS']._serialized_start=3146
+  _globals['_ENGINESETTINGS']._serialized_end=3183
 # @@protoc_insertion_point(module_scope)

@@ -43,6 +43,46 @@ EXECUTION_STATUS_FAILED: ExecutionStatus.ValueType  # 3
 EXECUTION_STATUS_TERMINATED: ExecutionStatus.ValueType  # 4
 global___ExecutionStatus = ExecutionStatus
 
+class _ChildExecutionState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ChildExecutionStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ChildExecutionState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CHILD_EXECUTION_STATE_UNSPECIFIED: _ChildExecutionState.ValueType  # 0
+    CHILD_EXECUTION_STATE_SCHEDULED: _ChildExecutionState.ValueType  # 1
+    """To be started."""
+    CHILD_EXECUTION_STATE_STARTED: _ChildExecutionState.ValueType  # 2
+    CHILD_EXECUTION_STATE_CLOSED: _ChildExecutionState.ValueType  # 3
+
+class ChildExecutionState(_ChildExecutionState, metaclass=_ChildExecutionStateEnumTypeWrapper): ...
+
+CHILD_EXECUTION_STATE_UNSPECIFIED: ChildExecutionState.ValueType  # 0
+CHILD_EXECUTION_STATE_SCHEDULED: ChildExecutionState.ValueType  # 1
+"""To be started."""
+CHILD_EXECUTION_STATE_STARTED: ChildExecutionState.ValueType  # 2
+CHILD_EXECUTION_STATE_CLOSED: ChildExecutionState.ValueType  # 3
+global___ChildExecutionState = ChildExecutionState
+
+class _ChildClosePolicy:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ChildClosePolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ChildClosePolicy.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CHILD_CLOSE_POLICY_UNSPECIFIED: _ChildClosePolicy.ValueType  # 0
+    CHILD_CLOSE_POLICY_TERMINATE: _ChildClosePolicy.ValueType  # 1
+    CHILD_CLOSE_POLICY_REQUEST_CANCEL: _ChildClosePolicy.ValueType  # 2
+    CHILD_CLOSE_POLICY_ABANDON: _ChildClosePolicy.ValueType  # 3
+
+class ChildClosePolicy(_ChildClosePolicy, metaclass=_ChildClosePolicyEnumTypeWrapper): ...
+
+CHILD_CLOSE_POLICY_UNSPECIFIED: ChildClosePolicy.ValueType  # 0
+CHILD_CLOSE_POLICY_TERMINATE: ChildClosePolicy.ValueType  # 1
+CHILD_CLOSE_POLICY_REQUEST_CANCEL: ChildClosePolicy.ValueType  # 2
+CHILD_CLOSE_POLICY_ABANDON: ChildClosePolicy.ValueType  # 3
+global___ChildClosePolicy = ChildClosePolicy
+
 class _TombstoneKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -149,6 +189,8 @@ class ExecutionRow(google.protobuf.message.Message):
     EXPIRY_NANOS_FIELD_NUMBER: builtins.int
     SEARCH_ATTRIBUTES_FIELD_NUMBER: builtins.int
     MEMO_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
+    HAS_CHILDREN_FIELD_NUMBER: builtins.int
     TOMBSTONES_FIELD_NUMBER: builtins.int
     TOMBSTONES_FROM_FIELD_NUMBER: builtins.int
     next_ordinal: builtins.int
@@ -167,6 +209,8 @@ class ExecutionRow(google.protobuf.message.Message):
     expiry_nanos: builtins.int
     """When a closed execution is deleted; 0: never."""
     memo: builtins.bytes
+    has_children: builtins.bool
+    """Some machine of it has started a child execution."""
     tombstones_from: builtins.int
     """Count of the last transaction of which it is not known what it has deleted."""
     @property
@@ -185,6 +229,10 @@ class ExecutionRow(google.protobuf.message.Message):
 
     @property
     def search_attributes(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___SearchAttribute]: ...
+    @property
+    def parent(self) -> global___ParentLink:
+        """Who has started it as a child, and is told when it closes."""
+
     @property
     def tombstones(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.StateMachineTombstoneBatch]:
         """What was deleted, oldest first: all of it since the transaction after `tombstones_from`."""
@@ -208,13 +256,116 @@ class ExecutionRow(google.protobuf.message.Message):
         expiry_nanos: builtins.int = ...,
         search_attributes: collections.abc.Mapping[builtins.str, global___SearchAttribute] | None = ...,
         memo: builtins.bytes = ...,
+        parent: global___ParentLink | None = ...,
+        has_children: builtins.bool = ...,
         tombstones: collections.abc.Iterable[persistence.proto.hsm_pb2.StateMachineTombstoneBatch] | None = ...,
         tombstones_from: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["root", b"root"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "close_reason", b"close_reason", "expiry_nanos", b"expiry_nanos", "history", b"history", "keeps_history", b"keeps_history", "memo", b"memo", "next_ordinal", b"next_ordinal", "paused", b"paused", "request_ids", b"request_ids", "root", b"root", "root_type", b"root_type", "search_attributes", b"search_attributes", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status", "tombstones", b"tombstones", "tombstones_from", b"tombstones_from"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["parent", b"parent", "root", b"root"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["close_nanos", b"close_nanos", "close_reason", b"close_reason", "expiry_nanos", b"expiry_nanos", "has_children", b"has_children", "history", b"history", "keeps_history", b"keeps_history", "memo", b"memo", "next_ordinal", b"next_ordinal", "parent", b"parent", "paused", b"paused", "request_ids", b"request_ids", "root", b"root", "root_type", b"root_type", "search_attributes", b"search_attributes", "start_nanos", b"start_nanos", "start_request_id", b"start_request_id", "state", b"state", "status", b"status", "tombstones", b"tombstones", "tombstones_from", b"tombstones_from"]) -> None: ...
 
 global___ExecutionRow = ExecutionRow
+
+@typing.final
+class AnswerRow(google.protobuf.message.Message):
+    """The result of a call, kept for whoever makes it again. `request_ids` of the execution names it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """Name of the method."""
+    result: builtins.bytes
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        result: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["method", b"method", "result", b"result"]) -> None: ...
+
+global___AnswerRow = AnswerRow
+
+@typing.final
+class ParentLink(google.protobuf.message.Message):
+    """The machine of a child execution in the tree of its parent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    INITIAL_VERSION_FIELD_NUMBER: builtins.int
+    @property
+    def execution(self) -> global___ExecutionKey: ...
+    @property
+    def path(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[persistence.proto.hsm_pb2.StateMachineKey]: ...
+    @property
+    def initial_version(self) -> persistence.proto.hsm_pb2.VersionedTransition: ...
+    def __init__(
+        self,
+        *,
+        execution: global___ExecutionKey | None = ...,
+        path: collections.abc.Iterable[persistence.proto.hsm_pb2.StateMachineKey] | None = ...,
+        initial_version: persistence.proto.hsm_pb2.VersionedTransition | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["execution", b"execution", "initial_version", b"initial_version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["execution", b"execution", "initial_version", b"initial_version", "path", b"path"]) -> None: ...
+
+global___ParentLink = ParentLink
+
+@typing.final
+class ChildExecutionInfo(google.protobuf.message.Message):
+    """A child execution as its parent knows it: the data of a machine in the parent's tree."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: builtins.int
+    EXECUTION_FIELD_NUMBER: builtins.int
+    ROOT_TYPE_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    CLOSE_POLICY_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    CLOSE_STATE_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    HAS_RESULT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    state: global___ChildExecutionState.ValueType
+    root_type: builtins.int
+    data: builtins.bytes
+    """Of its root, until it is started."""
+    close_policy: global___ChildClosePolicy.ValueType
+    status: global___ExecutionStatus.ValueType
+    """How it was closed; unspecified if it could not be started."""
+    close_state: builtins.str
+    """The name of its root's last state."""
+    result: builtins.bytes
+    """What its root has left for the parent; `has_result` tells an empty one from none."""
+    has_result: builtins.bool
+    error: builtins.str
+    """Why it could not be started, or was terminated."""
+    @property
+    def execution(self) -> global___ExecutionKey:
+        """Namespace and id may be empty until it is started, the run id always is until then."""
+
+    def __init__(
+        self,
+        *,
+        state: global___ChildExecutionState.ValueType = ...,
+        execution: global___ExecutionKey | None = ...,
+        root_type: builtins.int = ...,
+        data: builtins.bytes = ...,
+        close_policy: global___ChildClosePolicy.ValueType = ...,
+        status: global___ExecutionStatus.ValueType = ...,
+        close_state: builtins.str = ...,
+        result: builtins.bytes = ...,
+        has_result: builtins.bool = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["execution", b"execution"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["close_policy", b"close_policy", "close_state", b"close_state", "data", b"data", "error", b"error", "execution", b"execution", "has_result", b"has_result", "result", b"result", "root_type", b"root_type", "state", b"state", "status", b"status"]) -> None: ...
+
+global___ChildExecutionInfo = ChildExecutionInfo
 
 @typing.final
 class PausedSubtree(google.protobuf.message.Message):

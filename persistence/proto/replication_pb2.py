@@ -26,17 +26,21 @@ from persistence.proto import execution_pb2 as persistence_dot_proto_dot_executi
 from persistence.proto import hsm_pb2 as persistence_dot_proto_dot_hsm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#persistence/proto/replication.proto\x12\x12hsm.persistence.v1\x1a!persistence/proto/execution.proto\x1a\x1bpersistence/proto/hsm.proto\"r\n\tDeltaNode\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\x12\x32\n\x04node\x18\x02 \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode\"\xd1\x01\n\x05\x44\x65lta\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x36\n\x05since\x18\x02 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12-\n\x03row\x18\x03 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionRow\x12,\n\x05nodes\x18\x04 \x03(\x0b\x32\x1d.hsm.persistence.v1.DeltaNode\"E\n\x14ReplicationCursorRow\x12\x0e\n\x06shards\x18\x01 \x01(\x05\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#persistence/proto/replication.proto\x12\x12hsm.persistence.v1\x1a!persistence/proto/execution.proto\x1a\x1bpersistence/proto/hsm.proto\"r\n\tDeltaNode\x12\x31\n\x04path\x18\x01 \x03(\x0b\x32#.hsm.persistence.v1.StateMachineKey\x12\x32\n\x04node\x18\x02 \x01(\x0b\x32$.hsm.persistence.v1.StateMachineNode\"\xd9\x02\n\x05\x44\x65lta\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionKey\x12\x36\n\x05since\x18\x02 \x01(\x0b\x32\'.hsm.persistence.v1.VersionedTransition\x12-\n\x03row\x18\x03 \x01(\x0b\x32 .hsm.persistence.v1.ExecutionRow\x12,\n\x05nodes\x18\x04 \x03(\x0b\x32\x1d.hsm.persistence.v1.DeltaNode\x12\x37\n\x07\x61nswers\x18\x05 \x03(\x0b\x32&.hsm.persistence.v1.Delta.AnswersEntry\x1aM\n\x0c\x41nswersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.hsm.persistence.v1.AnswerRow:\x02\x38\x01\"E\n\x14ReplicationCursorRow\x12\x0e\n\x06shards\x18\x01 \x01(\x05\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'persistence.proto.replication_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DELTA_ANSWERSENTRY']._loaded_options = None
+  _globals['_DELTA_ANSWERSENTRY']._serialized_options = b'8\001'
   _globals['_DELTANODE']._serialized_start=123
   _globals['_DELTANODE']._serialized_end=237
   _globals['_DELTA']._serialized_start=240
-  _globals['_DELTA']._serialized_end=449
-  _globals['_REPLICATIONCURSORROW']._serialized_start=451
-  _globals['_REPLICATIONCURSORROW']._serialized_end=520
+  _globals['_DELTA']._serialized_end=585
+  _globals['_DELTA_ANSWERSENTRY']._serialized_start=508
+  _globals['_DELTA_ANSWERSENTRY']._serialized_end=585
+  _globals['_REPLICATIONCURSORROW']._serialized_start=587
+  _globals['_REPLICATIONCURSORROW']._serialized_end=656
 # @@protoc_insertion_point(module_scope)

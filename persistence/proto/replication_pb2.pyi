@@ -47,10 +47,29 @@ class Delta(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class AnswersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> persistence.proto.execution_pb2.AnswerRow: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: persistence.proto.execution_pb2.AnswerRow | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     EXECUTION_FIELD_NUMBER: builtins.int
     SINCE_FIELD_NUMBER: builtins.int
     ROW_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
     @property
     def execution(self) -> persistence.proto.execution_pb2.ExecutionKey: ...
     @property
@@ -67,6 +86,10 @@ class Delta(google.protobuf.message.Message):
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeltaNode]:
         """The machines that have changed since, parents first, siblings in order of insertion."""
 
+    @property
+    def answers(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, persistence.proto.execution_pb2.AnswerRow]:
+        """Results of calls that are kept for whoever makes them again, by request id."""
+
     def __init__(
         self,
         *,
@@ -74,9 +97,10 @@ class Delta(google.protobuf.message.Message):
         since: persistence.proto.hsm_pb2.VersionedTransition | None = ...,
         row: persistence.proto.execution_pb2.ExecutionRow | None = ...,
         nodes: collections.abc.Iterable[global___DeltaNode] | None = ...,
+        answers: collections.abc.Mapping[builtins.str, persistence.proto.execution_pb2.AnswerRow] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["execution", b"execution", "row", b"row", "since", b"since"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["execution", b"execution", "nodes", b"nodes", "row", b"row", "since", b"since"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "execution", b"execution", "nodes", b"nodes", "row", b"row", "since", b"since"]) -> None: ...
 
 global___Delta = Delta
 

@@ -10,6 +10,7 @@ from typing import ClassVar, assert_type
 import attrs
 
 import hsm
+from hsm.engine import Call, Engine, Method, method
 from persistence.proto.hsm_pb2 import StateMachineKey
 
 
@@ -98,6 +99,37 @@ async def run_anything(env: hsm.Environment, ref: hsm.Ref, task: hsm.Task) -> No
 
 def fire(env: hsm.Environment, node: hsm.Node, task: Remind) -> None:
     node.apply(reopen, None)
+
+
+@method(Money)
+def settle(node: hsm.Node, amount: int, *, tip: int = 0) -> Money:
+    node.apply(pay, Money(amount + tip))
+    return Money(node.data(Order).amount)
+
+
+@method(None)
+def forget(node: hsm.Node) -> None:
+    node.apply(reopen, None)
+
+
+@method(Counted())
+def count(node: hsm.Node) -> int:
+    return node.data(Order).amount
+
+
+async def calls(engine: Engine, ref: hsm.Ref) -> None:
+    assert_type(settle(3), Call[Money])
+    assert_type(count, Method[[], int])
+    assert_type(await engine.call(ref, settle(3, tip=1), request_id="r"), Money)
+    assert_type(await engine.call(ref, count(), request_id="r"), int)
+    await engine.call(ref, forget(), request_id="r")
+    await engine.signal(ref, settle(3), request_id="r")
+    await engine.signal(ref, lambda node: node.apply(reopen, None), request_id="r")
+    assert_type(await engine.update(ref, settle(3)), Money)
+    assert_type(
+        await engine.call_with_start(ref.execution, Order(), settle(3), request_id="r"),
+        Money,
+    )
 
 
 registry = hsm.Registry()

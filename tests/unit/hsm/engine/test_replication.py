@@ -17,6 +17,7 @@ from hsm import (
     BusyError,
     Environment,
     ExecutionKey,
+    Node,
     NotActiveError,
     Ref,
     Registry,
@@ -26,7 +27,7 @@ from hsm import (
     TerminalError,
     VersionedTransition,
 )
-from hsm.engine import Cluster, ReusePolicy
+from hsm.engine import Cluster, ReusePolicy, method
 from hsm.errors import ExecutionNotFoundError, TransactionTooLargeError
 from hsm.testing import FakeClock, TestEngine
 from hsm.tree import MergeResult
@@ -52,6 +53,7 @@ from tests.support.jobs import (
     small,
     started,
     step,
+    write,
 )
 
 HOUR = timedelta(hours=1)
@@ -723,3 +725,25 @@ def test_next_version_of_a_cluster(after: int, version: int) -> None:
     assert WEST.next_version(after) == version
     assert WEST.owns(version)
     assert not EAST.owns(version)
+
+
+@method(int)
+def appended(node: Node, name: str) -> int:
+    node.transition(Job, write(name))
+    return len(node.data(Job).log)
+
+
+async def test_results_of_calls_go_with_the_execution(two: Two) -> None:
+    east, west = two.east.engine, two.west.engine
+    ref = await started(east)
+    for number in range(40):
+        assert await east.call(ref, appended("x"), request_id=f"r{number}") == number + 1
+        if number in {3, 20}:
+            await two.to_west()
+    await two.to_west()
+    await two.check_same()
+    assert await two.west.database.keys("u/") == await two.east.database.keys("u/")
+
+    await west.take_over(job())
+    assert await west.call(ref, appended("x"), request_id="r39") == 40
+    assert await west.call(ref, appended("x"), request_id="new") == 41
