@@ -14,6 +14,7 @@ from hsm.fsm.configuration import (
     source_of,
     with_defaults,
 )
+from hsm.fsm.database import DatabaseOptions, DatabaseStore
 from hsm.fsm.domain import (
     ConfiguredStateMachine,
     check_request,
@@ -75,6 +76,8 @@ __all__ = [
     "ConfigurationNotFoundError",
     "ConfigurationWarning",
     "ConfiguredStateMachine",
+    "DatabaseOptions",
+    "DatabaseStore",
     "DuplicateStateError",
     "DuplicateTransitionError",
     "EmptyStartingStateError",

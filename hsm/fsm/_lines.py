@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -99,7 +99,7 @@ class Lines:
                         )
 
     @contextmanager
-    def waiting(self, machine: Machine, event_id: str) -> Iterator[asyncio.Future[EventOutcome]]:
+    def waiting(self, machine: Machine, event_id: str) -> Generator[asyncio.Future[EventOutcome]]:
         """Wait for the outcome of an event, inside the block."""
         future: asyncio.Future[EventOutcome] = asyncio.get_running_loop().create_future()
         events = self._waiters.setdefault(machine, {})

@@ -29,6 +29,7 @@ __all__ = [
     "ConfigurationWarning",
     "WarningKind",
     "check_id",
+    "check_name",
     "check_valid",
     "final_states",
     "identity_of",
@@ -112,8 +113,8 @@ def check_valid(configuration: Configuration) -> tuple[ConfigurationWarning, ...
         )
     if not configuration.version:
         raise MissingVersionError(f"configuration {name!r} has no version")
-    _check_name(name, "name")
-    _check_name(configuration.version, "version")
+    check_name(name, "name")
+    check_name(configuration.version, "version")
     _check_states(configuration)
     _check_transitions(configuration)
     _check_use(configuration)
@@ -137,6 +138,19 @@ def check_id(id: str, what: str) -> None:  # noqa: A002  the word of the field
         raise InvalidIdentifierError(f"{what} {id[:100]!r}... has {size} bytes; {_LONGEST_ID} are allowed")
     if any(character < " " or "\x7f" <= character <= "\x9f" for character in id):
         raise InvalidIdentifierError(f"{what} {id!r} holds a control character")
+
+
+def check_name(text: str, what: str) -> None:
+    """Refuse a name or version of a configuration that cannot stand in a key or a URL.
+
+    Raises:
+        InvalidIdentifierError: it is not made of 1 to 255 unreserved characters of RFC 3986.
+    """
+    if _NAME(text) is None or len(text) > _LONGEST_NAME:
+        raise InvalidIdentifierError(
+            f"{what} {text[:100]!r} of a configuration is not made of 1 to {_LONGEST_NAME} letters, digits,"
+            " dots, hyphens, underscores and tildes"
+        )
 
 
 def final_states(configuration: Configuration) -> frozenset[str]:
@@ -172,14 +186,6 @@ def _closure(start: str, next_states: Mapping[str, Sequence[str]]) -> frozenset[
                 found.add(state)
                 waiting.append(state)
     return frozenset(found)
-
-
-def _check_name(text: str, what: str) -> None:
-    if _NAME(text) is None or len(text) > _LONGEST_NAME:
-        raise InvalidIdentifierError(
-            f"{what} {text[:100]!r} of a configuration is not made of 1 to {_LONGEST_NAME} letters, digits,"
-            " dots, hyphens, underscores and tildes"
-        )
 
 
 def _check_states(configuration: Configuration) -> None:

@@ -29,13 +29,12 @@ _CODES: Final[tuple[tuple[type[BaseException], EventOutcome.StatusCode.ValueType
     (NotFoundError, EventOutcome.FsmNotFound),
     (RevisionMismatchError, EventOutcome.RevisionMismatch),
     (InvalidDataError, EventOutcome.GenericError),
-    (BaseException, EventOutcome.InternalError),
 )
 
 
 def code_of(error: BaseException) -> EventOutcome.StatusCode.ValueType:
     """The code of an outcome that an error makes."""
-    return next(code for kind, code in _CODES if isinstance(error, kind))
+    return next((code for kind, code in _CODES if isinstance(error, kind)), EventOutcome.InternalError)
 
 
 def outcome_of(error: BaseException, *, id: str, config: str) -> EventOutcome:  # noqa: A002  the field's word

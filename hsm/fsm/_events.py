@@ -1,0 +1,235 @@
+"""Events and outcomes in the storage contract: put, accepted, pending, settled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from hsm.fsm._configurations import Configurations
+from hsm.fsm._machines import IF_ABSENT
+from hsm.fsm._processing import Recorder
+from hsm.fsm._rows import (
+    NOTIFICATIONS,
+    PENDING,
+    check_stored_id,
+    decode,
+    event_key,
+    machine_partition,
+    notification_key,
+    outcome_key,
+    pending_key,
+    pending_machine,
+    pending_prefix,
+    position_of,
+)
+from hsm.fsm.errors import (
+    AlreadyExistsError,
+    ConfigurationNotFoundError,
+    NotFoundError,
+    OutcomePendingError,
+)
+from hsm.fsm.store import Acceptance, AcceptedEvent, Notification
+from persistence.errors import ETagMismatchError
+from persistence.options import prefix_end
+from persistence.proto.fsm_pb2 import EventRow
+from persistence.proto.statemachine_pb2 import Event, EventOutcome, EventRequest, EventResponse
+from persistence.store import DeleteRequest, EngineStore, GetRequest, GetResponse, SetRequest
+
+__all__ = ["Events"]
+
+_PAGE: Final = 100
+
+
+class Events:
+    """The events of a namespace."""
+
+    def __init__(
+        self, store: EngineStore, namespace: str, configurations: Configurations, recorder: Recorder
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._configurations = configurations
+        self._recorder = recorder
+
+    async def get(self, event_id: str, name: str) -> Event:
+        """An event, or `NotFoundError`."""
+        row, _ = await self._row(event_id, name)
+        if row is None:
+            raise NotFoundError(f"{name}#{event_id}")
+        return row.event
+
+    async def put(self, event: Event, name: str, metadata: Mapping[str, str]) -> None:
+        """Store an event, unless there is another of its id."""
+        check_stored_id(event.event_id, "event id")
+        request = SetRequest(
+            partition=self._partition(name),
+            key=event_key(event.event_id),
+            value=EventRow(event=event).SerializeToString(),
+            metadata=metadata,
+            options=IF_ABSENT,
+        )
+        while True:
+            try:
+                await self._store.multi((request,))
+            except ETagMismatchError as error:
+                row, _ = await self._row(event.event_id, name)
+                if row is None:
+                    continue  # it has expired meanwhile
+                if row.event != event:
+                    raise AlreadyExistsError(f"{name}#{event.event_id}") from error
+            return
+
+    async def add_outcome(
+        self, event_id: str, name: str, outcome: EventOutcome, metadata: Mapping[str, str]
+    ) -> None:
+        """Store an outcome, unless there is another."""
+        check_stored_id(event_id, "event id")
+        request = SetRequest(
+            partition=self._partition(name),
+            key=outcome_key(event_id),
+            value=outcome.SerializeToString(),
+            metadata=metadata,
+            options=IF_ABSENT,
+        )
+        while True:
+            try:
+                await self._store.multi((request,))
+            except ETagMismatchError as error:
+                found = await self._outcome(event_id, name)
+                if found is None:
+                    continue
+                if found != outcome:
+                    raise AlreadyExistsError(f"{name}#{event_id}") from error
+            return
+
+    async def outcome(self, event_id: str, name: str) -> EventOutcome:
+        """An outcome; `OutcomePendingError` or `NotFoundError` if there is none."""
+        found = await self._outcome(event_id, name)
+        if found is not None:
+            return found
+        row, _ = await self._row(event_id, name)
+        if row is None:
+            raise NotFoundError(f"{name}#{event_id}")
+        # It may have had its outcome between the two reads.
+        found = await self._outcome(event_id, name)
+        if found is None:
+            raise OutcomePendingError(f"{name}#{event_id}")
+        return found
+
+    async def accept(self, request: EventRequest, nanos: int) -> Acceptance:
+        """Store an event as pending; or what there is of it already."""
+        name, event_id = request.config, request.event.event_id
+        check_stored_id(event_id, "event id")
+        check_stored_id(request.id, "machine id")
+        if not await self._configurations.knows(name):
+            raise ConfigurationNotFoundError(name)
+        position = position_of(nanos, event_id)
+        etag: str | None = None
+        while True:
+            try:
+                await self._accept(request, position, etag)
+                return Acceptance(pending=AcceptedEvent(request, position))
+            except ETagMismatchError:
+                outcome = await self._outcome(event_id, name)
+                if outcome is not None:
+                    return Acceptance(outcome=outcome)
+                row, etag = await self._row(event_id, name)
+                if row is not None and row.position:
+                    known = await self._pending_row(name, row)
+                    if known is not None:
+                        return Acceptance(pending=known)
+
+    async def _accept(self, request: EventRequest, position: str, etag: str | None) -> None:
+        partition = self._partition(request.config)
+        row = EventRow(event=request.event, machine_id=request.id, position=position).SerializeToString()
+        key = event_key(request.event.event_id)
+        first = (
+            SetRequest(partition=partition, key=key, value=row, options=IF_ABSENT)
+            if etag is None
+            else SetRequest(partition=partition, key=key, value=row, etag=etag)
+        )
+        pending = SetRequest(
+            partition=partition, key=pending_key(request.id, position), value=request.SerializeToString()
+        )
+        await self._store.multi((first, pending))
+
+    async def _pending_row(self, name: str, row: EventRow) -> AcceptedEvent | None:
+        key = pending_key(row.machine_id, row.position)
+        response = await self._store.get(GetRequest(partition=self._partition(name), key=key))
+        if response.data is None:
+            return None
+        return AcceptedEvent(
+            decode(EventRequest.FromString, response.data, f"pending event {key!r}"), row.position
+        )
+
+    async def next_pending_machine(self, name: str, after: str) -> str | None:
+        """The machine with pending events that follows `after`."""
+        start = prefix_end(pending_prefix(after)) if after else PENDING
+        rows = self._store.scan(self._partition(name), start, prefix_end(PENDING), limit=1)
+        return next(iter([pending_machine(item.key) async for item in rows]), None)
+
+    async def pending(self, id_: str, name: str, limit: int | None) -> list[AcceptedEvent]:
+        """Pending events of a machine, in order."""
+        prefix = pending_prefix(id_)
+        rows = self._store.scan(self._partition(name), prefix, prefix_end(prefix), limit=limit)
+        return [
+            AcceptedEvent(
+                decode(EventRequest.FromString, item.value, f"pending event {item.key!r}"),
+                item.key.removeprefix(prefix),
+            )
+            async for item in rows
+        ]
+
+    async def settle(self, event: AcceptedEvent, outcome: EventOutcome) -> EventOutcome:
+        """Give an event an outcome, unless it has one."""
+        request = event.request
+        partition = self._partition(request.config)
+        while True:
+            try:
+                await self._store.multi(self._recorder.operations(partition, event, outcome))
+            except ETagMismatchError:
+                found = await self._outcome(request.event.event_id, request.config)
+                if found is None:
+                    continue
+                if event.position:
+                    key = pending_key(request.id, event.position)
+                    await self._store.multi((DeleteRequest(partition=partition, key=key),))
+                return found
+            return outcome
+
+    async def notifications(self, name: str, after: str) -> Sequence[Notification]:
+        """Some notifications that follow a position."""
+        start = notification_key(after) if after else NOTIFICATIONS
+        rows = self._store.scan(self._partition(name), start, prefix_end(NOTIFICATIONS), limit=_PAGE)
+        found = [
+            Notification(
+                name,
+                item.key.removeprefix(NOTIFICATIONS),
+                decode(EventResponse.FromString, item.value, f"notification {item.key!r}"),
+            )
+            async for item in rows
+        ]
+        return [each for each in found if each.position != after]
+
+    async def remove_notification(self, notification: Notification) -> None:
+        """Forget a notification."""
+        key = notification_key(notification.position)
+        await self._store.delete(DeleteRequest(partition=self._partition(notification.config), key=key))
+
+    async def _row(self, event_id: str, name: str) -> tuple[EventRow | None, str | None]:
+        response = await self._get(event_key(event_id), name)
+        if response.data is None:
+            return None, None
+        return decode(EventRow.FromString, response.data, f"event {event_id!r}"), response.etag
+
+    async def _outcome(self, event_id: str, name: str) -> EventOutcome | None:
+        response = await self._get(outcome_key(event_id), name)
+        if response.data is None:
+            return None
+        return decode(EventOutcome.FromString, response.data, f"outcome of event {event_id!r}")
+
+    async def _get(self, key: str, name: str) -> GetResponse:
+        return await self._store.get(GetRequest(partition=self._partition(name), key=key))
+
+    def _partition(self, name: str) -> str:
+        return machine_partition(self._namespace, name)

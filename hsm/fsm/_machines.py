@@ -1,0 +1,169 @@
+"""Machines in the storage contract: what is remembered of them, and what a change of one writes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from hsm.fsm._rows import decode, history_key, machine_key, state_key
+from persistence.proto.fsm_pb2 import MachineRow
+from persistence.proto.statemachine_pb2 import Event
+from persistence.store import (
+    ABSENT,
+    CheckRequest,
+    Concurrency,
+    DeleteRequest,
+    EngineStore,
+    GetRequest,
+    Operation,
+    SetOptions,
+    SetRequest,
+)
+
+__all__ = ["IF_ABSENT", "MARK", "OWN_OPERATIONS", "Change", "Held", "Machines"]
+
+IF_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
+MARK: Final = b"1"  # nobody reads it: the key says all
+_SWEPT_AT_ONCE: Final = 16
+OWN_OPERATIONS: Final = _SWEPT_AT_ONCE + 3
+"""Operations of a change beside one for each event of its history."""
+
+
+@attrs.frozen
+class Held:
+    """A machine as it was last read or written."""
+
+    row: MachineRow
+    etag: str
+
+
+class Machines:
+    """Machines that were used lately, so that an event to one needs no read. Each write checks the etag."""
+
+    def __init__(self, store: EngineStore, capacity: int) -> None:
+        self._store = store
+        self._capacity = capacity
+        self._held: OrderedDict[tuple[str, str], Held] = OrderedDict()
+
+    async def remembered(self, partition: str, id_: str) -> Held | None:
+        """A machine as it is remembered, perhaps out of date, or else as it is; None if there is none."""
+        held = self._held.get((partition, id_))
+        if held is None:
+            return await self.read(partition, id_)
+        self._held.move_to_end((partition, id_))
+        return held
+
+    async def read(self, partition: str, id_: str) -> Held | None:
+        """A machine as it is; None if there is none."""
+        response = await self._store.get(GetRequest(partition=partition, key=machine_key(id_)))
+        if response.data is None or response.etag is None:
+            self.forget(partition, id_)
+            return None
+        held = Held(decode(MachineRow.FromString, response.data, f"machine {id_!r}"), response.etag)
+        self.remember(partition, id_, held)
+        return held
+
+    def remember(self, partition: str, id_: str, held: Held) -> None:
+        """A machine was read or written."""
+        self._held[partition, id_] = held
+        self._held.move_to_end((partition, id_))
+        while len(self._held) > self._capacity:
+            self._held.popitem(last=False)
+
+    def forget(self, partition: str, id_: str) -> None:
+        """What is remembered of a machine is out of date."""
+        self._held.pop((partition, id_), None)
+
+
+class Change:
+    """One change of one machine, as it grows: first of its row, then as operations of a multi."""
+
+    def __init__(self, partition: str, id_: str, held: Held | None, *, first_number: int) -> None:
+        """Begin with what there is. The history of a new machine is numbered from `first_number`."""
+        self._partition = partition
+        self._id = id_
+        self._held = held
+        self._events: list[SetRequest] = []
+        self.row = MachineRow()
+        if held is None:
+            self.row.history_first = self.row.history_next = self.row.history_swept = first_number
+        else:
+            self.row.CopyFrom(held.row)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no such machine."""
+        return self._held is None
+
+    def add_event(self, event: Event) -> None:
+        """Put an event at the end of the history."""
+        key = history_key(self._id, self.row.history_next)
+        self._events.append(SetRequest(partition=self._partition, key=key, value=event.SerializeToString()))
+        self.row.history_next += 1
+
+    def forget_history(self) -> None:
+        """Begin the history anew."""
+        self.row.history_first = self.row.history_next
+        self.row.history_dropped = 0
+
+    def cap_history(self, longest: int) -> None:
+        """Drop the oldest events of a history that is too long."""
+        excess = self.row.history_next - self.row.history_first - longest
+        if excess > 0:
+            self.row.history_first += excess
+            self.row.history_dropped += excess
+
+    @property
+    def condition(self) -> CheckRequest:
+        """That the machine is what it was at the beginning."""
+        etag = ABSENT if self._held is None else self._held.etag
+        return CheckRequest(self._partition, machine_key(self._id), etag)
+
+    def operations(self) -> list[Operation]:
+        """What writes the change, if the machine is what it was at the beginning."""
+        held = self._held
+        operations: list[Operation] = [
+            *self._index(),
+            *self._events,
+            *self._sweep(),
+        ]
+        key, value = machine_key(self._id), self.row.SerializeToString()
+        condition = (
+            SetRequest(partition=self._partition, key=key, value=value, options=IF_ABSENT)
+            if held is None
+            else SetRequest(partition=self._partition, key=key, value=value, etag=held.etag)
+        )
+        return [condition, *operations]
+
+    def deletion(self) -> list[Operation]:
+        """What deletes the machine and takes it out of the index; its history is left."""
+        assert self._held is not None
+        key = machine_key(self._id)
+        return [
+            DeleteRequest(partition=self._partition, key=key, etag=self._held.etag),
+            DeleteRequest(partition=self._partition, key=state_key(self._held.row.state, self._id)),
+        ]
+
+    def _index(self) -> Sequence[Operation]:
+        before = None if self._held is None else self._held.row.state
+        if before == self.row.state:
+            return ()
+        added = SetRequest(partition=self._partition, key=state_key(self.row.state, self._id), value=MARK)
+        if before is None:
+            return (added,)
+        return (DeleteRequest(partition=self._partition, key=state_key(before, self._id)), added)
+
+    def _sweep(self) -> Sequence[Operation]:
+        """Delete some of the events that are in the history no more."""
+        first = self.row.history_swept
+        # An event of this very change is written after it would be deleted here.
+        known = first if self._held is None else self._held.row.history_next
+        last = min(self.row.history_first, first + _SWEPT_AT_ONCE, known)
+        self.row.history_swept = max(first, last)
+        return [
+            DeleteRequest(partition=self._partition, key=history_key(self._id, number))
+            for number in range(first, last)
+        ]

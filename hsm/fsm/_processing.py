@@ -1,0 +1,289 @@
+"""Events to machines: one transaction for what happens, one worker a machine, many events at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import attrs
+
+from hsm.fsm._configurations import Configurations, Moves
+from hsm.fsm._machines import IF_ABSENT, OWN_OPERATIONS, Change, Held, Machines
+from hsm.fsm._rows import (
+    decode,
+    event_key,
+    machine_partition,
+    notification_key,
+    outcome_key,
+    pending_key,
+    position_of,
+)
+from hsm.fsm.errors import (
+    ConfigurationNotFoundError,
+    InvalidDataError,
+    NotFoundError,
+    RevisionMismatchError,
+    TooManyAttemptsError,
+    UnexpectedTransitionError,
+)
+from hsm.fsm.outcomes import outcome_of
+from hsm.fsm.store import AcceptedEvent
+from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError, TransactionTooLargeError
+from persistence.proto.fsm_pb2 import EventRow
+from persistence.proto.statemachine_pb2 import Event, EventOutcome, EventRequest, EventResponse
+from persistence.store import DeleteRequest, EngineStore, GetRequest, Operation, SetRequest
+
+__all__ = ["Lanes", "Processing", "Recorder"]
+
+_OPERATIONS_OF_EVENT: Final = 5
+_SHORTEST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.1
+
+MachineKey = tuple[str, str]
+
+
+@attrs.frozen
+class Recorder:
+    """What is written about an event and its outcome, in the transaction of its machine."""
+
+    event_metadata: dict[str, str]
+    outcome_metadata: dict[str, str]
+    notify: bool
+    now: Callable[[], int]
+
+    def operations(self, partition: str, event: AcceptedEvent, outcome: EventOutcome) -> list[Operation]:
+        """Event and outcome; the event is pending no more. Fails if there is an outcome already."""
+        request = event.request
+        event_id = request.event.event_id
+        operations: list[Operation] = [
+            SetRequest(
+                partition=partition,
+                key=outcome_key(event_id),
+                value=outcome.SerializeToString(),
+                metadata=self.outcome_metadata,
+                options=IF_ABSENT,
+            )
+        ]
+        if not event.position or self.event_metadata:
+            # One that was accepted is kept for as long as it is pending; its time to live begins now.
+            row = EventRow(event=request.event, machine_id=request.id, position=event.position)
+            operations.append(
+                SetRequest(
+                    partition=partition,
+                    key=event_key(event_id),
+                    value=row.SerializeToString(),
+                    metadata=self.event_metadata,
+                )
+            )
+        if event.position:
+            key = pending_key(request.id, event.position)
+            operations.append(DeleteRequest(partition=partition, key=key))
+            if self.notify and outcome.code != EventOutcome.Ok:
+                response = EventResponse(event_id=event_id, outcome=outcome)
+                key = notification_key(position_of(self.now(), event_id))
+                operations.append(
+                    SetRequest(partition=partition, key=key, value=response.SerializeToString())
+                )
+        return operations
+
+
+class Processing:
+    """Carries out events to one machine at a time. Several at once for one machine would only conflict."""
+
+    def __init__(
+        self,
+        store: EngineStore,
+        namespace: str,
+        machines: Machines,
+        configurations: Configurations,
+        recorder: Recorder,
+        *,
+        history_cap: int | None,
+        max_attempts: int,
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._machines = machines
+        self._configurations = configurations
+        self._recorder = recorder
+        self._history_cap = history_cap
+        self._max_attempts = max_attempts
+
+    async def process(self, name: str, id_: str, events: Sequence[AcceptedEvent]) -> list[EventOutcome]:
+        """The outcomes of events to a machine, each its first one."""
+        waiting: dict[str, AcceptedEvent] = {event.request.event.event_id: event for event in events}
+        outcomes: dict[str, EventOutcome] = {}
+        attempt = 0
+        while waiting:
+            try:
+                outcomes |= await self._commit(name, id_, list(waiting.values()))
+                break
+            except TransactionTooLargeError as error:
+                if len(waiting) == 1:
+                    raise InvalidDataError(f"event to machine {id_!r} of {name!r}: {error}") from error
+                half = len(events) // 2
+                return await self.process(name, id_, events[:half]) + await self.process(
+                    name, id_, events[half:]
+                )
+            except (ETagMismatchError, CommitOutcomeUnknownError) as error:
+                partition = machine_partition(self._namespace, name)
+                self._machines.forget(partition, id_)
+                known = await self._known(partition, list(waiting.values()))
+                outcomes |= known
+                for event_id in known:
+                    del waiting[event_id]
+                if known:
+                    continue
+                attempt += 1
+                if attempt >= self._max_attempts:
+                    raise TooManyAttemptsError(
+                        f"machine {id_!r} of {name!r}: retries exceeded ({attempt} attempts)"
+                    ) from error
+                await _pause(attempt)
+        return [outcomes[event.request.event.event_id] for event in events]
+
+    async def _commit(self, name: str, id_: str, events: Sequence[AcceptedEvent]) -> dict[str, EventOutcome]:
+        partition = machine_partition(self._namespace, name)
+        held = await self._machines.remembered(partition, id_)
+        moves: Moves | NotFoundError = await self._moves(name, id_, held)
+        change = Change(partition, id_, held, first_number=self._recorder.now())
+        outcomes = {event.request.event.event_id: _outcome(change, moves, event.request) for event in events}
+        changed = held is not None and change.row.revision != held.row.revision
+        if self._history_cap is not None:
+            change.cap_history(self._history_cap)
+        operations: list[Operation] = change.operations() if changed else [change.condition]
+        for event in events:
+            operations += self._recorder.operations(partition, event, outcomes[event.request.event.event_id])
+        etag = await self._store.multi(operations)
+        if changed:
+            self._machines.remember(partition, id_, Held(change.row, etag))
+        return outcomes
+
+    async def _moves(self, name: str, id_: str, held: Held | None) -> Moves | NotFoundError:
+        """What the machine follows, or why its events lead nowhere."""
+        try:
+            if held is not None:
+                return await self._configurations.moves(held.row.config_id)
+        except ConfigurationNotFoundError as error:
+            return error
+        if not await self._configurations.knows(name):
+            return ConfigurationNotFoundError(name)
+        return NotFoundError(id_)
+
+    async def _known(self, partition: str, events: Sequence[AcceptedEvent]) -> dict[str, EventOutcome]:
+        """The outcomes that there are already, of events that are then pending no more."""
+        ids = [event.request.event.event_id for event in events]
+        requests = [GetRequest(partition=partition, key=outcome_key(event_id)) for event_id in ids]
+        known: dict[str, EventOutcome] = {}
+        for event_id, entry in zip(ids, await self._store.bulk_get(requests), strict=True):
+            if entry.error is not None:
+                raise entry.error
+            if entry.data is not None:
+                known[event_id] = decode(EventOutcome.FromString, entry.data, f"outcome of {event_id!r}")
+        settled = [
+            DeleteRequest(partition=partition, key=pending_key(event.request.id, event.position))
+            for event in events
+            if event.position and event.request.event.event_id in known
+        ]
+        if settled:
+            await self._store.multi(settled)
+        return known
+
+
+class Lanes:
+    """Takes events from anywhere in the process, and has one worker for each machine that has some.
+
+    What comes for a machine while its worker waits for the database goes into its next transaction.
+    """
+
+    def __init__(self, processing: Processing, batch: int, operations: int) -> None:
+        """Take at most `batch` events at once, and no more than fit into a transaction."""
+        self._processing = processing
+        self._batch = max(1, min(batch, (operations - OWN_OPERATIONS) // _OPERATIONS_OF_EVENT))
+        self._lanes: dict[MachineKey, deque[tuple[AcceptedEvent, asyncio.Future[EventOutcome]]]] = {}
+        self._workers: set[asyncio.Task[None]] = set()
+
+    def submit(self, events: Sequence[AcceptedEvent]) -> list[asyncio.Future[EventOutcome]]:
+        """Futures of the outcomes of events, which are processed whether or not anybody waits for them."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[EventOutcome]] = []
+        for event in events:
+            future: asyncio.Future[EventOutcome] = loop.create_future()
+            futures.append(future)
+            key = (event.request.config, event.request.id)
+            lane = self._lanes.get(key)
+            if lane is None:
+                self._lanes[key] = deque([(event, future)])
+                worker = loop.create_task(self._work(key))
+                self._workers.add(worker)
+                worker.add_done_callback(self._workers.discard)
+            else:
+                lane.append((event, future))
+        return futures
+
+    async def drained(self) -> None:
+        """Return when nothing is under way."""
+        while self._workers:
+            await asyncio.wait(self._workers)
+
+    async def _work(self, key: MachineKey) -> None:
+        lane = self._lanes[key]
+        while lane:
+            batch = [lane.popleft() for _ in range(min(len(lane), self._batch))]
+            await self._carry_out(key, batch)
+        del self._lanes[key]
+
+    async def _carry_out(
+        self, key: MachineKey, batch: Sequence[tuple[AcceptedEvent, asyncio.Future[EventOutcome]]]
+    ) -> None:
+        try:
+            outcomes = await self._processing.process(*key, [event for event, _ in batch])
+        except InvalidDataError as error:
+            if len(batch) == 1:
+                _fail(batch[0][1], error)
+                return
+            for each in batch:  # one of them is at fault, and no reason to refuse the others
+                await self._carry_out(key, [each])
+        except Exception as error:  # noqa: BLE001  told to whoever waits
+            for _, future in batch:
+                _fail(future, error)
+        else:
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
+
+
+def _outcome(change: Change, moves: Moves | NotFoundError, request: EventRequest) -> EventOutcome:
+    """What an event does to a machine, in memory; a refused one does nothing."""
+    row = change.row
+    try:
+        if request.HasField("expected_revision") and request.expected_revision != row.revision:
+            raise RevisionMismatchError(
+                repr(request.id), expected=request.expected_revision, actual=row.revision
+            )
+        if isinstance(moves, NotFoundError):
+            raise moves
+        transition = moves.next(row.state, request.event.transition.event)
+    except (NotFoundError, RevisionMismatchError, UnexpectedTransitionError) as error:
+        return outcome_of(error, id=request.id, config=request.config)
+    made = Event()
+    made.CopyFrom(request.event)
+    made.transition.CopyFrom(transition)
+    change.add_event(made)
+    row.state = transition.to
+    row.revision += 1
+    return EventOutcome(id=request.id, config=request.config, revision=row.revision)
+
+
+def _fail(future: asyncio.Future[EventOutcome], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # seen: the caller may have given up
+
+
+async def _pause(attempt: int) -> None:
+    longest = min(_SHORTEST_PAUSE * 2**attempt, _LONGEST_PAUSE)
+    await asyncio.sleep(random.uniform(0, longest))

@@ -1,0 +1,208 @@
+"""Machines that are put, reset, deleted and listed, apart from what events do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from hsm.fsm._configurations import Configurations
+from hsm.fsm._machines import MARK, Change, Held, Machines
+from hsm.fsm._rows import (
+    check_stored_id,
+    decode,
+    history_key,
+    machine_key,
+    machine_partition,
+    state_key,
+    state_prefix,
+)
+from hsm.fsm.errors import InvalidDataError, NotFoundError, RevisionMismatchError, TooManyAttemptsError
+from hsm.fsm.keys import CONFIG_ID_SEPARATOR
+from persistence.errors import ETagMismatchError
+from persistence.options import prefix_end
+from persistence.proto.statemachine_pb2 import Event, FiniteStateMachine
+from persistence.store import DeleteRequest, EngineStore, Operation, SetRequest
+
+if TYPE_CHECKING:
+    from hsm.fsm.database import DatabaseOptions
+
+__all__ = ["Writing"]
+
+
+class Writing:
+    """Reads and writes the machines of a namespace."""
+
+    def __init__(
+        self,
+        store: EngineStore,
+        namespace: str,
+        machines: Machines,
+        configurations: Configurations,
+        options: DatabaseOptions,
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._machines = machines
+        self._configurations = configurations
+        self._options = options
+
+    async def get(self, id_: str, name: str) -> FiniteStateMachine:
+        """A machine with its history, both of one moment."""
+        partition = self._partition(name)
+        while True:
+            held = await self._machines.read(partition, id_)
+            if held is None:
+                raise NotFoundError(f"{name}#{id_}")
+            row = held.row
+            machine = FiniteStateMachine(
+                config_id=row.config_id,
+                state=row.state,
+                revision=row.revision,
+                history_dropped=row.history_dropped,
+            )
+            if row.history_first == row.history_next:
+                return machine
+            start, end = history_key(id_, row.history_first), history_key(id_, row.history_next)
+            async for item in self._store.scan(partition, start, end):
+                machine.history.append(decode(Event.FromString, item.value, f"history {item.key!r}"))
+            if len(machine.history) == row.history_next - row.history_first:
+                return machine
+            # Some of it was swept while it was read, because the machine was reset; or it is damaged.
+            again = await self._machines.read(partition, id_)
+            if again is not None and again.etag == held.etag:
+                raise InvalidDataError(f"machine {id_!r} of {name!r} lacks events of its history")
+
+    async def put(self, id_: str, machine: FiniteStateMachine, expected: int | None) -> int:
+        """Create or replace a machine; its revision."""
+        name, separator, version = machine.config_id.partition(CONFIG_ID_SEPARATOR)
+        if not name or not separator or not version:
+            raise InvalidDataError(f"machine {id_!r} names no configuration: {machine.config_id!r}")
+        check_stored_id(id_, "machine id")
+        check_stored_id(machine.state, f"state of machine {id_!r}")
+
+        async def replace(change: Change) -> None:
+            change.row.config_id = machine.config_id
+            change.row.state = machine.state
+            change.forget_history()
+            change.row.history_dropped = machine.history_dropped
+            for event in machine.history:
+                change.add_event(event)
+            if self._options.history_cap is not None:
+                change.cap_history(self._options.history_cap)
+
+        held = await self._change(id_, name, expected, replace)
+        return held.row.revision
+
+    async def reset(self, id_: str, name: str, expected: int | None) -> FiniteStateMachine:
+        """Put a machine back to the start."""
+
+        async def start_again(change: Change) -> None:
+            if change.is_new:
+                raise NotFoundError(f"{name}#{id_}")
+            moves = await self._configurations.moves(change.row.config_id)
+            change.row.state = moves.configuration.starting_state
+            change.forget_history()
+
+        row = (await self._change(id_, name, expected, start_again)).row
+        return FiniteStateMachine(config_id=row.config_id, state=row.state, revision=row.revision)
+
+    async def delete(self, id_: str, name: str, expected: int | None) -> None:
+        """Delete a machine, and then its history."""
+        partition = self._partition(name)
+        for _ in range(self._options.max_attempts):
+            held = await self._machines.read(partition, id_)
+            if held is None:
+                raise NotFoundError(f"{name}#{id_}")
+            _check_revision(f"{name}#{id_}", held, expected)
+            change = Change(partition, id_, held, first_number=0)
+            try:
+                await self._store.multi(change.deletion())
+            except ETagMismatchError:
+                continue
+            self._machines.forget(partition, id_)
+            await self._sweep(partition, id_, held)
+            return
+        raise self._too_many(id_, name)
+
+    async def _sweep(self, partition: str, id_: str, held: Held) -> None:
+        """Delete what is left of a history. Nobody reads it: the next machine of the id numbers otherwise."""
+        at_once = self._store.limits.operations
+        keys = [history_key(id_, number) for number in range(held.row.history_swept, held.row.history_next)]
+        for start in range(0, len(keys), at_once):
+            await self._store.multi(
+                [DeleteRequest(partition=partition, key=key) for key in keys[start : start + at_once]]
+            )
+
+    async def _change(
+        self, id_: str, name: str, expected: int | None, apply: Callable[[Change], Awaitable[None]]
+    ) -> Held:
+        partition = self._partition(name)
+        for _ in range(self._options.max_attempts):
+            held = await self._machines.read(partition, id_)
+            _check_revision(f"{name}#{id_}", held, expected)
+            change = Change(partition, id_, held, first_number=self._options.clock.time_ns())
+            await apply(change)
+            change.row.revision += 1
+            try:
+                etag = await self._store.multi(change.operations())
+            except ETagMismatchError:
+                continue
+            changed = Held(change.row, etag)
+            self._machines.remember(partition, id_, changed)
+            return changed
+        raise self._too_many(id_, name)
+
+    async def ids(self, name: str, state: str | None, after: str, limit: int | None) -> list[str]:
+        """Ids of machines, all or those in a state."""
+        if limit is not None and limit <= 0:
+            return []
+        prefix = machine_key("") if state is None else state_prefix(state)
+        # The machine `after` itself comes first, if it is still there.
+        more = None if limit is None else limit + 1
+        rows = self._store.scan(self._partition(name), prefix + after, prefix_end(prefix), limit=more)
+        found = [item.key.removeprefix(prefix) async for item in rows]
+        return [id_ for id_ in found if not after or id_ != after][:limit]
+
+    async def update_state(self, name: str, id_: str, old_state: str, new_state: str) -> None:
+        """Bring the index of a machine into line with the machine."""
+        partition = self._partition(name)
+        for _ in range(self._options.max_attempts):
+            held = await self._machines.read(partition, id_)
+            _check_states(f"{name}#{id_}", held, old_state, new_state)
+            operations: list[Operation] = [Change(partition, id_, held, first_number=0).condition]
+            if old_state and old_state != new_state:
+                operations.append(DeleteRequest(partition=partition, key=state_key(old_state, id_)))
+            if new_state:
+                operations.append(SetRequest(partition=partition, key=state_key(new_state, id_), value=MARK))
+            try:
+                await self._store.multi(operations)
+            except ETagMismatchError:
+                continue
+            return
+        raise self._too_many(id_, name)
+
+    def _partition(self, name: str) -> str:
+        return machine_partition(self._namespace, name)
+
+    def _too_many(self, id_: str, name: str) -> TooManyAttemptsError:
+        return TooManyAttemptsError(
+            f"machine {id_!r} of {name!r}: retries exceeded ({self._options.max_attempts} attempts)"
+        )
+
+
+def _check_revision(key: str, held: Held | None, expected: int | None) -> None:
+    actual = 0 if held is None else held.row.revision
+    if expected is not None and expected != actual:
+        raise RevisionMismatchError(key, expected=expected, actual=actual)
+
+
+def _check_states(key: str, held: Held | None, old_state: str, new_state: str) -> None:
+    if held is None:
+        if new_state:
+            raise NotFoundError(key)
+        return
+    state = held.row.state
+    if new_state and new_state != state:
+        raise InvalidDataError(f"machine {key} is in {state!r}, not in {new_state!r}")
+    if old_state == state and not new_state:
+        raise InvalidDataError(f"machine {key} is in {state!r}, and stays in the set of that state")
