@@ -10,11 +10,15 @@ from hsm.goalstate.errors import (
     UnreachableGoalError,
 )
 from hsm.goalstate.metrics import Gauges, Metrics
+from hsm.goalstate.nodes import NodeDriver, NodeEntity, node_id, node_ref
 from hsm.goalstate.options import DurableOptions, Growth, Options, Priority
+from hsm.goalstate.planner import Planner, Step, plan_actions
+from hsm.goalstate.table import ActionTable, Rule, when
 
 __all__ = [
     "Action",
     "ActionList",
+    "ActionTable",
     "AnyEntity",
     "ClaimLostError",
     "DeadEntity",
@@ -27,9 +31,18 @@ __all__ = [
     "Growth",
     "InvalidTableError",
     "Metrics",
+    "NodeDriver",
+    "NodeEntity",
     "Options",
+    "Planner",
     "Priority",
+    "Rule",
     "Run",
     "Standing",
+    "Step",
     "UnreachableGoalError",
+    "node_id",
+    "node_ref",
+    "plan_actions",
+    "when",
 ]

@@ -11,6 +11,7 @@ from hsm.engine.options import Backoff
 from hsm.errors import Disposition, disposition
 from hsm.goalstate._entry import Entry
 from hsm.goalstate._logs import logger
+from hsm.goalstate.errors import EntityNotFoundError
 from hsm.goalstate.options import Growth, Options
 
 __all__ = ["Pauses", "Verdict"]
@@ -26,6 +27,8 @@ class Verdict(enum.Enum):
     """Nothing, until somebody asks for it."""
     RETRY = "retry"
     """It is run again after a pause."""
+    GONE = "gone"
+    """It is forgotten: there is no such entity any more."""
     DEAD = "dead"
     """It is given up, until somebody asks for it."""
 
@@ -46,6 +49,8 @@ class Pauses:
         if error is None:
             entry.failures = entry.tries = 0
             return Verdict.DONE, 0
+        if isinstance(error, EntityNotFoundError):
+            return Verdict.GONE, 0
         answer = disposition(error)
         if answer in {Disposition.ACKNOWLEDGE, Disposition.DROP}:
             entry.failures = entry.tries = 0

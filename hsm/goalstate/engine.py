@@ -57,6 +57,7 @@ class Engine:
     * Pauses grow with each failure, and are forgotten when a whole list has succeeded.
     * `TerminalError` gives the entity up (`dead`), until it is enqueued again. `RetryLaterError` waits as
       long as it says, and does not count. Both are in `hsm.errors`; whatever else is raised is a failure.
+      `EntityNotFoundError` forgets the entity.
     * What is due runs by deadline, and in order of arrival among equal ones; see also `Priority`.
 
     Everything is in memory: `DurableEngine` remembers. All methods but the coroutines may be called from any
@@ -277,7 +278,10 @@ class Engine:
             if wanted is not None:
                 pause_asked = now + nanos_of(wanted)
                 asked = pause_asked if asked is None else min(asked, pause_asked)
-            if verdict is Verdict.RETRY:
+            if verdict is Verdict.GONE:
+                del self._entries[entry.id]
+                asked = None
+            elif verdict is Verdict.RETRY:
                 asked = now + pause if asked is None else min(asked, now + pause)
             elif verdict is Verdict.DONE:
                 entry.low = entry.low and asked is not None
@@ -299,5 +303,9 @@ class Engine:
             logger.info("entity %s has failed, and is tried again: %r", entry.id, error)
             if self._options.metrics is not None:
                 self._options.metrics.retried(self._options.name)
+        elif verdict is Verdict.GONE:
+            logger.info("entity %s is forgotten: %r", entry.id, error)
+            if self._options.metrics is not None:
+                self._options.metrics.missing(self._options.name)
         elif verdict is Verdict.DEAD:
             logger.warning("entity %s is given up: %r", entry.id, error, exc_info=error)

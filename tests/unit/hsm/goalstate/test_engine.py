@@ -13,7 +13,17 @@ import attrs
 import pytest
 
 from hsm.errors import RateLimitError, StaleReferenceError, TerminalError
-from hsm.goalstate import Action, ActionList, Engine, Growth, Options, Priority, Run, Standing
+from hsm.goalstate import (
+    Action,
+    ActionList,
+    Engine,
+    EntityNotFoundError,
+    Growth,
+    Options,
+    Priority,
+    Run,
+    Standing,
+)
 from hsm.testing import FakeClock
 from tests.support.goals import SECOND, Blocked, Light, failing, noting, steady, timed
 
@@ -695,3 +705,11 @@ async def test_waiting_for_an_engine_that_is_not_started_is_refused(clock: FakeC
     engine.enqueue(Light())
     with pytest.raises(RuntimeError, match="not started"):
         await engine.drain()
+
+
+async def test_entity_that_is_gone_is_forgotten(clock: FakeClock) -> None:
+    light = Light(todo=[failing("look", 1, lambda: EntityNotFoundError("no such light"))])
+    async with Engine(steady(clock)) as engine:
+        engine.enqueue(light)
+        await clock.skip(timedelta(days=1))
+        assert (engine.total, engine.queue_length, light.log) == (0, 0, ["look"])
