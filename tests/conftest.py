@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from typing import Protocol, Unpack
+from typing import Any, Protocol, Unpack
 
 import pytest
 
@@ -44,11 +44,22 @@ def new_server() -> Iterator[NewServer]:
         yield start
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give all tests that miss a server one place, so that the summary has a line for each server."""
+    del item
+    report = yield
+    if report.skipped and call.excinfo and isinstance(call.excinfo.value.__context__, MissingServerError):
+        report.longrepr = (__file__, _start.__code__.co_firstlineno, str(call.excinfo.value))
+    return report
+
+
 def _start(stack: ExitStack, kind: str, **options: Unpack[ServerOptions]) -> Server:
     try:
         return stack.enter_context(running(kind, **options))
     except MissingServerError as error:
-        missing = str(error)
-    if os.environ.get("HSM_REQUIRE_SERVERS"):
-        pytest.fail(missing, pytrace=False)
-    pytest.skip(missing)  # from this one line, so that the summary folds the skips of a kind into one
+        if os.environ.get("HSM_REQUIRE_SERVERS"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
