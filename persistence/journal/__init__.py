@@ -32,6 +32,11 @@ from persistence.journal.events import (
     NewEvent,
     Serializable,
 )
+from persistence.journal.feed import (
+    Feed,
+    FeedItem,
+    FeedKind,
+)
 from persistence.journal.ids import (
     EPOCH,
     EventId,
@@ -49,6 +54,23 @@ from persistence.journal.notifier import (
 from persistence.journal.observer import (
     JournalObserver,
 )
+from persistence.journal.projections import (
+    Handler,
+    Output,
+    Projection,
+    ProjectionOptions,
+)
+from persistence.journal.retention import (
+    CollectReport,
+    Retention,
+    RetentionOptions,
+    TrimPolicy,
+    TrimReport,
+)
+from persistence.journal.snapshots import (
+    Snapshot,
+    Snapshots,
+)
 from persistence.journal.versions import (
     NO_VC,
     RETRY_NO_VC,
@@ -63,6 +85,7 @@ __all__ = [
     "TRIES",
     "Clock",
     "Codec",
+    "CollectReport",
     "Committed",
     "CorruptHistoryError",
     "Event",
@@ -71,6 +94,10 @@ __all__ = [
     "EventIdSource",
     "EventMismatchError",
     "Expectation",
+    "Feed",
+    "FeedItem",
+    "FeedKind",
+    "Handler",
     "HistoryError",
     "InvalidEventError",
     "Journal",
@@ -79,15 +106,24 @@ __all__ = [
     "JournalOptions",
     "NewEvent",
     "Notifier",
+    "Output",
     "ParentMismatchError",
     "PositionTrimmedError",
+    "Projection",
+    "ProjectionOptions",
+    "Retention",
+    "RetentionOptions",
     "RetryNoVCError",
     "Serializable",
+    "Snapshot",
+    "Snapshots",
     "StaleCursorError",
     "Subscription",
     "SystemClock",
     "TimerHandle",
     "TranscodingError",
+    "TrimPolicy",
+    "TrimReport",
     "TrimmedError",
     "UnknownEventError",
     "UnknownHistoryError",

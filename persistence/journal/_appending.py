@@ -272,7 +272,6 @@ def _begin_life(row: HistoryHead, head: Head, type_: str, now: int) -> None:
         mark = HistoryMark(event_id=head.row.head, serial=head.row.serial, set_at_nanos=now)
         row.epoch.CopyFrom(mark)
         row.tail.CopyFrom(mark)
-    row.life += 1
+    row.life = max(now, row.life + 1)
     row.phase = HISTORY_PHASE_ACTIVE
     row.type = type_
-    row.created_at_nanos = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Final
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from persistence.proto.journal_pb2 import (
 )
 from persistence.store import EngineStore, GetRequest
 
-__all__ = ["Head", "Heads", "parse_head"]
+__all__ = ["Head", "Heads", "mark_id", "parse_head"]
 
 _ACTIVE: Final = (HISTORY_PHASE_ACTIVE, HISTORY_PHASE_UNSPECIFIED)
 
@@ -107,6 +108,19 @@ class Heads:
         if answer.data is None:
             return Head()
         return Head(parse_head(history, answer.data), answer.etag)
+
+    async def read_all(self, histories: Collection[UUID]) -> dict[UUID, Head]:
+        """The heads of several histories, as they are stored."""
+        requests = [GetRequest(key=history_key(each), partition=self._partition) for each in histories]
+        heads: dict[UUID, Head] = {}
+        for history, answer in zip(histories, await self._store.bulk_get(requests), strict=True):
+            if answer.error is not None:
+                raise answer.error
+            if answer.data is None:
+                heads[history] = Head()
+            else:
+                heads[history] = Head(parse_head(history, answer.data), answer.etag)
+        return heads
 
     def kept(self, history: UUID) -> Head | None:
         """The head as it was when last committed here."""

@@ -82,14 +82,18 @@ class Reader:
             return
         expected = head.version if before is None else None
         count = 0
+        later: EventRow | None = None
         async for item in self._store.scan(self._partition, first, end, limit=limit, reverse=True):
             id_ = event_of(item.key)
-            event = self._coding.event(history, id_, item.value)
+            row = self._coding.row(history, id_, item.value)
             if expected is not None and id_ != expected:
                 raise await self._missing(history, expected, head, after)
+            if later is not None and not _is_hashed(row.hash, later):
+                raise CorruptHistoryError(history, id_, "what follows does not fit the hash chain")
+            event = self._coding.event_of_row(history, id_, row)
             yield event
             count += 1
-            expected = event.parent
+            later, expected = row, event.parent
             if count == limit:
                 return
         if expected is None:
@@ -126,7 +130,7 @@ class Reader:
                 # Whether the event is gone or never was, the check of the parents tells.
                 return
             chain.hash = self._coding.row(history, chain.previous, answer.data).hash
-        if (row.hash or chain.hash) and row.hash != hashlib.sha256(chain.hash + row.data).digest():
+        if not _is_hashed(chain.hash, row):
             raise CorruptHistoryError(history, id_, "it does not fit the hash chain: something was changed")
 
     async def _broken(
@@ -165,6 +169,13 @@ class Reader:
         return None
 
 
+def _is_hashed(parent: bytes, row: EventRow) -> bool:
+    """Whether an event has the hash that follows from its parent's, or neither has one."""
+    if not row.hash and not parent:
+        return True
+    return row.hash == hashlib.sha256(parent + row.data).digest()
+
+
 class _Chain:
     """How far reading has come along the chain of parents."""
 
@@ -179,8 +190,10 @@ class _Chain:
         self.hash: bytes | None = None
         if start == EPOCH:
             self.hash, self._serial = b"", 0
-        elif start == row.epoch.event_id:
-            self.hash, self._serial = row.epoch.hash, row.epoch.serial
+        else:
+            for mark in (row.epoch, row.tail):
+                if start == mark.event_id:
+                    self.hash, self._serial = mark.hash, mark.serial
 
     def follows(self, row: EventRow, id_: EventId) -> bool:
         """Whether an event is the next one."""

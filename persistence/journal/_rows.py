@@ -8,7 +8,13 @@
 | `o/<stamp>` | a commit that has no position in the feed yet |
 | `g/<last position>` | a stretch of the feed |
 | `f` | how far the feed has come |
-| `p/<projection>` | how far a projection has come |
+
+A projection has the partition `projection/<namespace>/<name>`, in the same store or in another one:
+
+| key | row |
+|---|---|
+| `p` | how far it has come |
+| `r/<key>` | what it has made |
 
 Ids are hexadecimal, positions have 20 digits.
 """
@@ -22,19 +28,23 @@ from persistence.journal.ids import EventId
 
 __all__ = [
     "FEED_BLOCKS",
+    "FEED_BLOCKS_END",
     "FEED_HEAD",
     "HISTORIES",
     "PENDING",
     "PENDING_END",
+    "POSITION_KEY",
     "event_key",
     "event_of",
     "event_prefix",
     "feed_block_key",
     "history_key",
     "history_of",
+    "output_key",
     "partition_of",
     "pending_key",
-    "projection_key",
+    "position_of",
+    "projection_partition",
     "snapshot_key",
 ]
 
@@ -44,6 +54,7 @@ PENDING_END: Final = "o0"
 FEED_BLOCKS: Final = "g/"
 FEED_BLOCKS_END: Final = "g0"
 FEED_HEAD: Final = "f"
+POSITION_KEY: Final = "p"
 _EVENT_DIGITS: Final = 32
 
 
@@ -92,6 +103,16 @@ def feed_block_key(last_position: int) -> str:
     return f"g/{last_position:020d}"
 
 
-def projection_key(name: str) -> str:
-    """Key of the position of a projection."""
-    return f"p/{name}"
+def position_of(key: str) -> int:
+    """The position of a key that `feed_block_key` has made."""
+    return int(key[len(FEED_BLOCKS) :])
+
+
+def projection_partition(namespace: str, name: str) -> str:
+    """The partition of a projection."""
+    return f"projection/{namespace}/{name}"
+
+
+def output_key(key: str) -> str:
+    """Key of a row of a projection."""
+    return f"r/{key}"

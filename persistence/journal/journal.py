@@ -23,9 +23,11 @@ from persistence.journal.clock import Clock, SystemClock, sleep
 from persistence.journal.codecs import Codec
 from persistence.journal.errors import RetryNoVCError, VersionConflictError
 from persistence.journal.events import Committed, Event, NewEvent
+from persistence.journal.feed import Feed
 from persistence.journal.ids import EPOCH, EventId, EventIdSource
 from persistence.journal.notifier import Notifier, Subscription
 from persistence.journal.observer import JournalObserver
+from persistence.journal.snapshots import Snapshots
 from persistence.journal.versions import RETRY_NO_VC, Expectation
 from persistence.store import EngineStore, Store
 
@@ -117,6 +119,16 @@ class Journal:
             clock=self.clock,
             interval=options.poll_interval,
             observer=self.observer,
+        )
+        self.snapshots: Snapshots = Snapshots(self.store, self.partition, self._coding, self.clock)
+        self.feed: Feed = Feed(
+            self.store,
+            namespace,
+            self.partition,
+            heads=self._heads,
+            coding=self._coding,
+            ids=self.ids,
+            subscribe=self.subscribe,
         )
         self._gates: dict[UUID, _Gate] = {}
 

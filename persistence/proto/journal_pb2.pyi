@@ -87,7 +87,6 @@ class HistoryHead(google.protobuf.message.Message):
     HASH_FIELD_NUMBER: builtins.int
     STAMP_FIELD_NUMBER: builtins.int
     LIFE_FIELD_NUMBER: builtins.int
-    CREATED_AT_NANOS_FIELD_NUMBER: builtins.int
     BASE_SERIAL_FIELD_NUMBER: builtins.int
     BASE_FIELD_NUMBER: builtins.int
     head: builtins.bytes
@@ -102,8 +101,7 @@ class HistoryHead(google.protobuf.message.Message):
     stamp: builtins.bytes
     """When the last commit was made, by the clock that orders the feed."""
     life: builtins.int
-    """How often the history was created: 1, and one more for each time after it was deleted."""
-    created_at_nanos: builtins.int
+    """Names this life of the history: when it was created, in nanoseconds, and greater than the one before."""
     base_serial: builtins.int
     """The last event of the life before, if there was one, and its serial. The first event of this life has
     no parent.
@@ -135,12 +133,11 @@ class HistoryHead(google.protobuf.message.Message):
         hash: builtins.bytes = ...,
         stamp: builtins.bytes = ...,
         life: builtins.int = ...,
-        created_at_nanos: builtins.int = ...,
         base_serial: builtins.int = ...,
         base: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch", "tail", b"tail"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "base_serial", b"base_serial", "created_at_nanos", b"created_at_nanos", "deleted_at_nanos", b"deleted_at_nanos", "epoch", b"epoch", "epochs", b"epochs", "hash", b"hash", "head", b"head", "life", b"life", "phase", b"phase", "serial", b"serial", "stamp", b"stamp", "tail", b"tail", "type", b"type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "base_serial", b"base_serial", "deleted_at_nanos", b"deleted_at_nanos", "epoch", b"epoch", "epochs", b"epochs", "hash", b"hash", "head", b"head", "life", b"life", "phase", b"phase", "serial", b"serial", "stamp", b"stamp", "tail", b"tail", "type", b"type"]) -> None: ...
 
 global___HistoryHead = HistoryHead
 
@@ -280,15 +277,21 @@ global___FeedHeadRow = FeedHeadRow
 
 @typing.final
 class ProjectionRow(google.protobuf.message.Message):
+    """How far a projection has come; it changes together with what the projection has made."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: builtins.int
+    RESETTING_FIELD_NUMBER: builtins.int
     position: builtins.int
+    resetting: builtins.bool
+    """Set while everything that it has made is being removed, so that it can begin again."""
     def __init__(
         self,
         *,
         position: builtins.int = ...,
+        resetting: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["position", b"position"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["position", b"position", "resetting", b"resetting"]) -> None: ...
 
 global___ProjectionRow = ProjectionRow

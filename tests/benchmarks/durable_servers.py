@@ -28,7 +28,7 @@ from tests.benchmarks.harness import (
 from tests.benchmarks.server_stores import COMPARISONS
 from tests.support.servers import MissingServerError, Server, running
 
-__all__ = ["compare", "measure"]
+__all__ = ["compare", "measure", "new_database"]
 
 # Rounds, executions of ours in a round, workflows of DBOS, and jobs of procrastinate.
 _EFFORT: Final = {
@@ -57,7 +57,7 @@ def compare(server: Server, size: Size) -> Table:
     notes: list[str] = []
     rate = partial(executions_a_second, executions=executions, concurrency=concurrency)
     cases = {"hsm": isolated_at(server.fresh_url, rate)}
-    database = partial(_new_database, server)
+    database = partial(new_database, server)
     if (dbos := load_peer("dbos_workflows", "dbos", notes)) is not None:
         rate = partial(dbos.workflows_a_second, workflows=workflows, concurrency=concurrency)
         cases["DBOS"] = isolated_at(database, rate)
@@ -102,7 +102,7 @@ def _rate(rates: Sequence[float]) -> str:
     return f"{median(rates):,.0f}/s"
 
 
-def _new_database(server: Server) -> str:
+def new_database(server: Server) -> str:
     """The URL of an empty database on PostgreSQL, for those who know no schemas."""
     import psycopg
 
