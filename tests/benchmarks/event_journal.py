@@ -29,7 +29,6 @@ from tests.benchmarks.harness import (
     Target,
     alternate,
     at_least,
-    isolated,
     isolated_at,
     load_peer,
     median_ratio,
@@ -55,7 +54,7 @@ def measure(size: Size) -> Iterator[Table]:
     numbers = itertools.count()
     try:
         files = partial(_new_file, directory, numbers)
-        yield _compare("SQLite", size, lambda: f"sqlite:///{files()}", lambda: files())
+        yield _compare("SQLite", size, lambda: f"sqlite:///{files()}", files)
     finally:
         shutil.rmtree(directory)
     try:
@@ -101,11 +100,21 @@ def _compare(where: str, size: Size, place: Callable[[], str], peer_place: Calla
             peer and partial(peer.events_read_a_second, events=events, rounds=readings, payload=PAYLOAD),
             None,
         ),
+        (
+            f"a feed of {feed:,} events read for the first time",
+            partial(feed_events_a_second, events=feed),
+            peer and partial(peer.feed_events_a_second, events=feed, payload=PAYLOAD),
+            None,
+        ),
     ):
         cases: dict[str, Measure] = {"own": isolated_at(place, own)}
         if theirs is not None:
             cases["peer"] = isolated_at(peer_place, theirs)
         lines += _lines(name, alternate(cases, rounds), target)
+    notes.append(
+        "The feed's positions are given when it is first read, which is part of its figure; eventsourcing gives "
+        "them when it appends."
+    )
     return Table(_title(where), "hsm is faster by", lines, notes)
 
 
@@ -162,3 +171,28 @@ async def _events_read_a_second(url: str, events: int, rounds: int) -> float:
         for _ in range(rounds):
             assert len([event async for event in journal.find(history)]) == events
         return rounds * events / (time.perf_counter() - start)
+
+
+def feed_events_a_second(url: str, events: int) -> float:
+    """Read the feed of as many histories, from the beginning to the end."""
+    return asyncio.run(_feed_events_a_second(url, events))
+
+
+async def _feed_events_a_second(url: str, events: int) -> float:
+    numbers = itertools.count()
+    event = NewEvent(PAYLOAD)
+
+    async def client(journal: Journal) -> None:
+        while next(numbers) < events:
+            await journal.commit(uuid4(), (event,), EPOCH)
+
+    async with connect(url) as store, Journal(store, "benchmark") as journal:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(200):
+                group.create_task(client(journal))
+        start = time.perf_counter()
+        position = 0
+        while items := await journal.feed.read(position):
+            position = items[-1].position
+        assert position == events
+        return events / (time.perf_counter() - start)

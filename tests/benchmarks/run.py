@@ -29,6 +29,7 @@ _MODULES: Final = {
     "timers": "many_timers",
     "stores": "server_stores",
     "engine-servers": "durable_servers",
+    "journal": "event_journal",
 }
 
 

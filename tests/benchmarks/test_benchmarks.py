@@ -14,6 +14,7 @@ from tests.benchmarks import (
     bytes_written,
     durable_executions,
     durable_servers,
+    event_journal,
     hanging_destinations,
     many_timers,
     persisted_transition,
@@ -107,3 +108,10 @@ def test_targets_bound_from_below_or_from_above() -> None:
     assert not at_least(4).met(3.9)
     assert at_most(1.3).met(1.3)
     assert not at_most(1.3).met(1.4)
+
+
+@pytest.mark.server
+def test_event_journal_is_compared() -> None:
+    on_a_file, on_a_server = event_journal.measure(Size.TINY)
+    assert "a history of 20 events read" in render(on_a_file)
+    assert "PostgreSQL" in render(on_a_server)
