@@ -31,8 +31,9 @@ from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
 from hsm.engine._start import Starter
 from hsm.engine._stopping import end_runs
+from hsm.engine._waiting import Waiters
 from hsm.engine._worker import Worker
-from hsm.engine.clock import from_nanos, nanos_of, sleep_for, time_limit
+from hsm.engine.clock import from_nanos, nanos_of, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
@@ -80,7 +81,6 @@ class Engine(Requests, Operations, Listings, Replication):
         # Executors run in this, not in that of whoever happens to commit their task.
         self._context = contextvars.copy_context()
         self._runs: set[asyncio.Task[None]] = set()
-        self._watchers: dict[ExecutionKey, list[asyncio.Future[None]]] = {}
         self._drainers: list[asyncio.Future[None]] = []
         self._closing = False
         self._gauges: EngineGauges | None = None
@@ -91,6 +91,7 @@ class Engine(Requests, Operations, Listings, Replication):
         self._shards: Shards
         self._starter: Starter
         self._worker: Worker
+        self._waiters: Waiters
 
     async def __aenter__(self) -> Self:
         options, store = self._options, self._store
@@ -103,6 +104,8 @@ class Engine(Requests, Operations, Listings, Replication):
             (Executions, Worker) if telemetry is None else (ObservedExecutions, ObservedWorker)
         )
         self._executions = executions(store, self._registry, options, self._ids, shards, self._committed)
+        interval = nanos_of(options.poll_interval)
+        self._waiters = Waiters(store, options.clock, interval, self._executions.partition)
         policies = Policies(options)
         self._starter = Starter(
             self._executions,
@@ -173,6 +176,7 @@ class Engine(Requests, Operations, Listings, Replication):
             await self.shutdown(grace)
         finally:
             self._worker.close()
+            await self._waiters.close()
             await self._shards.close()
             telemetry, gauges = self._options.telemetry, self._gauges
             if telemetry is not None and gauges is not None:
@@ -201,25 +205,31 @@ class Engine(Requests, Operations, Listings, Replication):
     async def wait(self, ref: Ref, until: Callable[[Node], bool], *, timeout: timedelta | None = None) -> Ref:
         """Wait until a predicate holds for the node; the reference to it as it was then.
 
-        Changes by this process wake the waiter at once, those of others within the poll interval.
+        A change by this process wakes the waiter at once, one by another process as soon as the store tells
+        of it, or within the poll interval if the store cannot be watched. `until` changes nothing; it sees
+        the state after a change, not every state: wait for what stays true.
 
         Raises:
             TimeoutError: it did not hold within `timeout`.
+            ExecutionNotFoundError, StateMachineNotFoundError, StaleReferenceError: there is no such node, or
+                it is gone.
+            RuntimeError: the engine was closed.
         """
         key = await self._executions.resolve(ref.execution)
         ref = Ref(key, ref.path, initial_version=ref.initial_version)
+
+        def look(node: Node) -> Ref | None:
+            return node.ref(key) if until(node) else None
+
         async with time_limit(self._options.clock, timeout):
-            while True:
-                changed = asyncio.get_running_loop().create_future()
-                self._watchers.setdefault(key, []).append(changed)
-                try:
-                    found = await self.read(ref, lambda node: node.ref(key) if until(node) else None)
-                    if found is not None:
+            if (found := await self.read(ref, look)) is not None:
+                return found
+            with self._waiters.waiting(key) as next_change:
+                while True:
+                    changed = next_change()
+                    if (found := await self.read(ref, look)) is not None:
                         return found
-                    interval = nanos_of(self._options.poll_interval)
-                    await sleep_for(self._options.clock, interval, changed)
-                finally:
-                    self._forget_watcher(key, changed)
+                    await changed
 
     async def describe(self, key: ExecutionKey) -> ExecutionTree:
         """An execution with all its machines and their pending tasks, as it is in the store now.
@@ -325,8 +335,7 @@ class Engine(Requests, Operations, Listings, Replication):
         await expire(self._executions, self._store, partition, now_nanos)
 
     def _committed(self, execution: Execution, commit: Commit) -> None:
-        if self._watchers:
-            self._wake_watchers(execution.key)
+        self._waiters.wake(execution.key)
         for task_id in commit.withdrawn:
             task = self._dispatcher.get(task_id)
             # One that waits for its next try has its row elsewhere: left in memory, it goes when it is due.
@@ -361,13 +370,4 @@ class Engine(Requests, Operations, Listings, Replication):
         return self._ids.new(self._options.clock.time_ns())
 
     def _wake_watchers(self, key: ExecutionKey) -> None:
-        for watcher in self._watchers.pop(key, ()):
-            if not watcher.done():
-                watcher.set_result(None)
-
-    def _forget_watcher(self, key: ExecutionKey, watcher: asyncio.Future[None]) -> None:
-        watchers = self._watchers.get(key)
-        if watchers is not None and watcher in watchers:
-            watchers.remove(watcher)
-            if not watchers:
-                del self._watchers[key]
+        self._waiters.wake(key)

@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 
+import attrs
 import pytest
 
 from hsm import (
@@ -23,6 +24,7 @@ from hsm import (
     TransactionTooLargeError,
 )
 from hsm.engine import Backoff, Engine, EngineOptions
+from persistence.store import Feature
 from tests.conftest import NewServer
 from tests.support.databases import Database
 from tests.support.jobs import (
@@ -114,6 +116,25 @@ async def test_engines_that_update_one_execution_lose_nothing(world: World, data
         for engine in (one, other):
             assert sorted(await engine.read(ref, log), key=int) == [str(number) for number in range(20)]
     await database.check()
+
+
+async def test_waiters_hear_of_what_another_engine_does(world: World, database: Database) -> None:
+    """Where the store can be watched, long before a poll would tell."""
+    rarely = options()
+    if Feature.WATCH in database.store.features:
+        rarely = attrs.evolve(rarely, poll_interval=timedelta(hours=1), lease_seconds=3600)
+    async with (
+        Engine(world.registry, database.store, rarely, run_tasks=False) as one,
+        Engine(world.registry, await database.open(), options(), run_tasks=False) as other,
+    ):
+        refs = [await started(one, f"job {number}") for number in range(5)]
+        for text in ("first", "second"):
+            waiting = [
+                asyncio.create_task(one.wait(ref, logged(text), timeout=_PATIENCE)) for ref in refs * 20
+            ]
+            for ref in refs:
+                await other.update(ref, note(text))
+            await asyncio.gather(*waiting)
 
 
 async def test_engines_that_share_the_work_change_each_state_once(world: World, database: Database) -> None:
