@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hsm.fsm._telling import Publish
 from hsm.fsm.configuration import (
     ConfigurationWarning,
     WarningKind,
@@ -57,7 +58,7 @@ from hsm.fsm.errors import (
     is_not_found_err,
 )
 from hsm.fsm.outcomes import code_of, outcome_of, succeeded
-from hsm.fsm.processor import EventProcessor, ProcessorOptions, Publish
+from hsm.fsm.processor import EventProcessor, ProcessorOptions
 from hsm.fsm.store import (
     Acceptance,
     AcceptedEvent,

@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 import attrs
 
 from hsm.engine.clock import Clock, SystemClock, from_nanos, nanos_of, sleep_for
 from hsm.errors import BusyError
 from hsm.fsm._lines import Lines, Machine
+from hsm.fsm._telling import Publish, Teller
 from hsm.fsm.domain import check_request, update_event
 from hsm.fsm.errors import FSMStoreError, InvalidDataError, NotFoundError
 from hsm.fsm.outcomes import outcome_of
-from hsm.fsm.store import AcceptedEvent, StoreManager
+from hsm.fsm.store import Acceptance, AcceptedEvent, StoreManager
 from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, EventResponse
 
-__all__ = ["EventProcessor", "ProcessorOptions", "Publish"]
-
-Publish: TypeAlias = Callable[[EventResponse], Awaitable[None]]
-"""Tells somebody of an outcome. It may be told twice; if it raises, it is told again later."""
+__all__ = ["EventProcessor", "ProcessorOptions"]
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -78,10 +76,11 @@ class EventProcessor:
         """Process events on a store, which is open for as long as the processor is."""
         self._store = store
         self._options = options or ProcessorOptions()
-        self._publish = publish
         self._clock = clock or SystemClock()
         self._lines = Lines()
-        self._told = asyncio.Event()
+        self._teller = (
+            None if publish is None else Teller(store, publish, self._clock, self._options.pause_after)
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._accepting = False
 
@@ -103,9 +102,8 @@ class EventProcessor:
             self._lines.mark((name, id_))
         self._tasks = [asyncio.create_task(self._work()) for _ in range(self._options.workers)]
         self._tasks.append(asyncio.create_task(self._sweep()))
-        if self._publish is not None:
-            self._told.set()  # there may be some that were left behind
-            self._tasks.append(asyncio.create_task(self._tell(self._publish)))
+        if self._teller is not None:
+            self._tasks.append(asyncio.create_task(self._teller.run()))
         self._accepting = True
         return self
 
@@ -115,12 +113,14 @@ class EventProcessor:
         await self.aclose()
 
     async def aclose(self, *, timeout: timedelta | None = None) -> None:
-        """Accept nothing more, and return when everything accepted is processed, or after `timeout`."""
+        """Accept nothing more; return when all accepted is processed, and told once, or after `timeout`."""
         self._accepting = False
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
                     await self._lines.idle()
+                    if self._teller is not None:
+                        await self._teller.idle()
         finally:
             tasks, self._tasks = self._tasks, []
             for task in tasks:
@@ -138,7 +138,8 @@ class EventProcessor:
             BusyError: the processor is not running.
             FSMStoreError: the store failed; the event may have been accepted.
         """
-        return await self._accept(self._complete(request))
+        request = self._complete(request)
+        return _response(request, await self._accept(request))
 
     async def process(self, request: EventRequest) -> EventResponse:
         """As `submit`, and wait for the outcome. Giving up the wait leaves the event accepted.
@@ -157,20 +158,16 @@ class EventProcessor:
             EventError, BusyError, FSMStoreError: as `submit`.
         """
         request = self._complete(request)
+        acceptance = await self._accept(request)
+        response = _response(request, acceptance)
         with contextlib.ExitStack() as stack:
-            waiting = self._lines.waiting((request.config, request.id), request.event.event_id)
-            outcome = stack.enter_context(waiting)
-            response = await self._accept(request)
-            return self._settlement(response, outcome, stack.pop_all())
-
-    @staticmethod
-    async def _settlement(
-        response: EventResponse, outcome: Awaitable[EventOutcome], waiting: contextlib.ExitStack
-    ) -> EventResponse:
-        with waiting:
-            if not response.HasField("outcome"):
-                response.outcome.CopyFrom(await outcome)
-        return response
+            outcome: Awaitable[EventOutcome] | None = None
+            if acceptance.pending is not None:
+                # It may have been accepted before, and for another machine.
+                machine = _machine_of(acceptance.pending.request)
+                waiting = self._lines.waiting(machine, request.event.event_id)
+                outcome = stack.enter_context(waiting)
+            return _settlement(response, outcome, stack.pop_all())
 
     def _complete(self, request: EventRequest) -> EventRequest:
         if not self._accepting:
@@ -181,12 +178,11 @@ class EventProcessor:
         update_event(complete.event, now=from_nanos(self._clock.time_ns()))
         return complete
 
-    async def _accept(self, request: EventRequest) -> EventResponse:
+    async def _accept(self, request: EventRequest) -> Acceptance:
         acceptance = await self._store.accept_event(request)
-        if acceptance.outcome is not None:
-            return EventResponse(event_id=request.event.event_id, outcome=acceptance.outcome)
-        self._lines.mark((request.config, request.id))
-        return EventResponse(event_id=request.event.event_id)
+        if acceptance.pending is not None:
+            self._lines.mark(_machine_of(acceptance.pending.request))
+        return acceptance
 
     async def _work(self) -> None:
         while True:
@@ -195,10 +191,13 @@ class EventProcessor:
                 await self._drain(machine)
             except FSMStoreError as error:
                 self._retry(machine, error)
+            except Exception as error:
+                _logger.exception("the store failed in a way that it should not")
+                self._retry(machine, error)
             else:
                 self._lines.done(machine)
 
-    def _retry(self, machine: Machine, error: FSMStoreError) -> None:
+    def _retry(self, machine: Machine, error: Exception) -> None:
         failures = self._lines.failed(machine)
         pause = self._options.pause_after(failures)
         _logger.warning("events to machine %r of %r wait for %s: %s", machine[1], machine[0], pause, error)
@@ -241,8 +240,8 @@ class EventProcessor:
 
     def _settled(self, machine: Machine, event: AcceptedEvent, outcome: EventOutcome) -> None:
         self._lines.settle(machine, event.request.event.event_id, outcome)
-        if outcome.code != EventOutcome.Ok:
-            self._told.set()
+        if self._teller is not None and outcome.code != EventOutcome.Ok:
+            self._teller.wake()
 
     async def _look_up(self, machine: Machine) -> None:
         """Outcomes that somebody here waits for, and that another process has made."""
@@ -260,25 +259,25 @@ class EventProcessor:
                     self._lines.mark((name, id_))
             except FSMStoreError as error:
                 _logger.warning("pending events cannot be looked for: %s", error)
-            self._told.set()
-
-    async def _tell(self, publish: Publish) -> None:
-        """Give notifications away, apart from the processing, which does not wait for it."""
-        failures = 0
-        while True:
-            await self._told.wait()
-            self._told.clear()
-            try:
-                async for notification in self._store.notifications():
-                    await publish(notification.response)
-                    await self._store.remove_notification(notification)
-                failures = 0
-            except Exception as error:  # noqa: BLE001  whatever a publisher raises, it is tried again
-                failures += 1
-                pause = self._options.pause_after(failures)
-                _logger.warning("notifications wait for %s: %s", pause, error)
-                self._told.set()
-                await self._pause(pause)
+            if self._teller is not None:
+                self._teller.wake()
 
     async def _pause(self, duration: timedelta) -> None:
         await sleep_for(self._clock, nanos_of(duration), asyncio.get_running_loop().create_future())
+
+
+def _machine_of(request: EventRequest) -> Machine:
+    return request.config, request.id
+
+
+def _response(request: EventRequest, acceptance: Acceptance) -> EventResponse:
+    return EventResponse(event_id=request.event.event_id, outcome=acceptance.outcome)
+
+
+async def _settlement(
+    response: EventResponse, outcome: Awaitable[EventOutcome] | None, waiting: contextlib.ExitStack
+) -> EventResponse:
+    with waiting:
+        if outcome is not None:
+            response.outcome.CopyFrom(await outcome)
+    return response
