@@ -132,7 +132,7 @@ async def test_wait_returns_when_it_holds(world: World, database: Database) -> N
         assert found.transition_count == 2
         assert await engine.wait(Ref(job()), done) == found
         assert await engine.update(found, log) == ["not yet", "done"]
-        assert engine._watchers == {}
+        assert len(engine._waiters) == 0
 
 
 async def test_wait_sees_what_another_process_does(
@@ -164,4 +164,4 @@ async def test_wait_gives_up_by_the_clock(world: World, database: Database, cloc
             await waiting
         with pytest.raises(ExecutionNotFoundError):
             await engine.wait(Ref(job("nobody")), lambda _: True)
-        assert engine._watchers == {}
+        assert len(engine._waiters) == 0
