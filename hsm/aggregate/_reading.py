@@ -1,0 +1,71 @@
+"""Reading aggregates: from a snapshot, and on from a state, however stale."""
+
+from __future__ import annotations
+
+from typing import Any, Generic
+from uuid import UUID
+
+from hsm.aggregate.behavior import Behavior, Event, FactT, StateT
+from hsm.aggregate.errors import UnknownEventTypeError
+from hsm.aggregate.options import UnknownEvents
+from hsm.errors import HSMError
+from persistence.journal import EPOCH, Event as JournalEvent, Journal, StaleCursorError
+
+__all__ = ["Reader"]
+
+
+class Reader(Generic[StateT, FactT]):
+    """Reads the histories of one kind of aggregate."""
+
+    def __init__(
+        self, journal: Journal, behavior: Behavior[StateT, Any, FactT], unknown_events: UnknownEvents
+    ) -> None:
+        self._journal = journal
+        self._behavior = behavior
+        self._skips = unknown_events is UnknownEvents.SKIP
+
+    async def present(self, id_: UUID) -> StateT:
+        """The present state, from the last snapshot on if there is one that can be used."""
+        return await self.onwards(self._behavior.new_state(id_))
+
+    async def onwards(self, state: StateT) -> StateT:
+        """The present state, from another one on; that one itself if nothing has come since."""
+        if state.vid == EPOCH:
+            found = await self._read(state)
+            if found.vid == EPOCH:
+                # Of a history that was deleted, the head tells the journal which ids were used up.
+                await self._journal.head(state.id)
+            return found
+        new = self._behavior.new_state(state.id)
+        head = await self._journal.head(state.id)
+        if head == state.vid:
+            return state
+        if head == EPOCH:
+            return new
+        try:
+            return await self._read(state)
+        except StaleCursorError:
+            # Trimmed beyond it, or deleted and begun anew.
+            return await self._read(new)
+
+    async def _read(self, state: StateT) -> StateT:
+        advancer = self._behavior.new_advancer()
+        vid = state.vid
+        async for event in self._journal.find(state.id, after=vid):
+            vid = event.id
+            fact = self._fact(event)
+            if fact is not None:
+                state = advancer.advance(state, fact)
+        return state.with_vid(vid) if vid != state.vid else state
+
+    def _fact(self, event: JournalEvent) -> Event[FactT] | None:
+        """What an event tells; None if it is unknown, and that is to be tolerated."""
+        try:
+            return Event(event.id, self._behavior.new_event(event.message()))
+        except UnknownEventTypeError:
+            if self._skips:
+                return None
+            raise
+        except HSMError as error:
+            error.add_note(f"event {event.id} of history {event.history}")
+            raise
