@@ -13,12 +13,9 @@ from hsm.aggregate.errors import EventRegistrationError, MissingUpcasterError, U
 from hsm.codec import attrs_definition
 from hsm.errors import SerializationError
 from hsm.machine import MachineDefinition, MachineType
-from persistence.proto import nogevents_pb2
+from persistence.proto.nogevents_pb2 import Event as Message
 
 __all__ = ["EventCodec", "Message", "NamedEvents", "Upcaster", "type_name"]
-
-Message = nogevents_pb2.Event
-"""An event as the journal keeps it. The journal fills in the ids."""
 
 Upcaster = Callable[[dict[str, object]], dict[str, object]]
 """Makes the JSON fields of a fact of one version into those of the next version."""
@@ -150,7 +147,12 @@ def _upcast(type_: _Type, version: int, payload: bytes) -> bytes:
         upcaster = type_.upcasters.get(step)
         if upcaster is None:
             raise MissingUpcasterError(type_.name, version, type_.version)
-        upcast = upcaster(upcast)
+        try:
+            upcast = upcaster(upcast)
+        except Exception as error:
+            raise SerializationError(
+                f"event {type_.name!r}: {payload[:80]!r} of version {step} cannot be upcast: {error!r}"
+            ) from error
     if version > type_.version:
         raise MissingUpcasterError(type_.name, version, type_.version)
     return json.dumps(upcast).encode()
