@@ -9,7 +9,7 @@ from hsm.aggregate.behavior import (
     Repeatable,
     State,
 )
-from hsm.aggregate.codec import EventCodec, Message, NamedEvents, Upcaster
+from hsm.aggregate.codec import EventCodec, NamedEvents, Upcaster
 from hsm.aggregate.engine import Counts, Engine
 from hsm.aggregate.errors import (
     AggregateError,
@@ -37,7 +37,6 @@ __all__ = [
     "FunctionAdvancer",
     "InvalidDeleteBehaviorError",
     "InvalidEventTypeError",
-    "Message",
     "MissingUpcasterError",
     "NamedEvents",
     "Repeatable",

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import attrs
 
-from hsm.aggregate.codec import Message
 from persistence.journal import EPOCH, EventId
+from persistence.proto.nogevents_pb2 import Event as Message
 
 __all__ = [
     "Advancer",

@@ -15,7 +15,7 @@ from hsm.errors import SerializationError
 from hsm.machine import MachineDefinition, MachineType
 from persistence.proto.nogevents_pb2 import Event as Message
 
-__all__ = ["EventCodec", "Message", "NamedEvents", "Upcaster", "type_name"]
+__all__ = ["EventCodec", "NamedEvents", "Upcaster", "type_name"]
 
 Upcaster = Callable[[dict[str, object]], dict[str, object]]
 """Makes the JSON fields of a fact of one version into those of the next version."""

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import attrs
 
-from hsm.aggregate import Advancer, Command, Event, FunctionAdvancer, Message, NamedEvents, State
+from hsm.aggregate import Advancer, Command, Event, FunctionAdvancer, NamedEvents, State
+from persistence.proto.nogevents_pb2 import Event as Message
 
 
 @attrs.frozen

@@ -7,11 +7,11 @@ from uuid import UUID
 import attrs
 from google.protobuf.message import DecodeError
 
-from hsm.aggregate.codec import Message
 from hsm.aggregate.sagas import Saga
 from hsm.components.ping_registry.errors import JournalError
 from hsm.components.ping_registry.workflow import EXPIRED
 from persistence.journal import EventId
+from persistence.proto.nogevents_pb2 import Event as Message
 
 __all__ = ["BeginRecord", "CompleteRecord", "begin_saga", "complete_saga", "parse", "prefix"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, assert_never
 from uuid import UUID
 
-from hsm.aggregate.codec import Message, type_name
+from hsm.aggregate.codec import type_name
 from hsm.components.ping_registry.errors import EventTypeError, NewEventsError
 from hsm.components.ping_registry.events import (
     IndexedWorkflow,
@@ -25,7 +25,7 @@ from hsm.components.ping_registry.events import (
 )
 from persistence.errors import InvalidRequestError
 from persistence.journal import EventId
-from persistence.proto.nogevents_pb2 import WorkflowIndexState
+from persistence.proto.nogevents_pb2 import Event as Message, WorkflowIndexState
 
 __all__ = ["decode_index_fact", "decode_workflow_fact", "encode_index_fact", "encode_workflow_fact"]
 

@@ -10,7 +10,6 @@ from uuid import UUID
 import attrs
 
 from hsm.aggregate.behavior import Event, State as AggregateState
-from hsm.aggregate.codec import Message
 from hsm.components.ping_registry._wire import decode_index_fact, encode_index_fact
 from hsm.components.ping_registry.commands import (
     BeginWorkflow,
@@ -35,6 +34,7 @@ from hsm.components.ping_registry.events import (
     WorkflowDeleted,
     WorkflowStarted,
 )
+from persistence.proto.nogevents_pb2 import Event as Message
 
 __all__ = [
     "MAX_SNAPSHOT_WORKFLOWS",

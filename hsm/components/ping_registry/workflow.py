@@ -10,7 +10,6 @@ from uuid import UUID
 import attrs
 
 from hsm.aggregate.behavior import Event, State as AggregateState
-from hsm.aggregate.codec import Message
 from hsm.components.ping_registry._wire import decode_workflow_fact, encode_workflow_fact
 from hsm.components.ping_registry.commands import (
     AbortExpired,
@@ -36,6 +35,7 @@ from hsm.components.ping_registry.events import (
     WorkflowFact,
 )
 from persistence.journal import EPOCH, EventId
+from persistence.proto.nogevents_pb2 import Event as Message
 
 __all__ = ["EXPIRED", "Advancer", "Behavior", "Event", "Ping", "State", "StateCode", "Status"]
 
