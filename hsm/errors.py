@@ -279,10 +279,12 @@ def disposition(error: BaseException, path: tuple[Key, ...] | None = None) -> Di
 
     Args:
         error: what the executor, or the engine on its behalf, raised.
-        path: the task's own node: only a missing own node makes the task pointless.
+        path: the task's own node: only a missing own node, or one above it, makes the task pointless.
     """
     if isinstance(error, DestinationDownError):
         return Disposition.ACKNOWLEDGE if error.inner is None else disposition(error.inner, path)
-    if isinstance(error, StateMachineNotFoundError) and error.path == path:
-        return Disposition.DROP
+    if isinstance(error, StateMachineNotFoundError) and path is not None:
+        missing = error.path
+        if missing == path or (missing and missing == path[: len(missing)]):
+            return Disposition.DROP
     return next(answer for kind, answer in _DISPOSITIONS if isinstance(error, kind))

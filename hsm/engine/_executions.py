@@ -202,10 +202,12 @@ class Executions:
         claim: QueuedTask | None = None,
         keep_claim: bool = False,
         check_claim: bool = True,
+        runnable: bool = False,
     ) -> ResultT:
         """Run `fn` on the node of `ref`, and commit what it did if `access` is WRITE.
 
-        With `check_claim` False, the claim may have become pointless.
+        With `check_claim` False, the claim may have become pointless; with `runnable`, tasks of the node must
+        be allowed to run.
         """
         checked = claim if check_claim else None
         key = ref.execution if ref.execution.run_id else await self.resolve(ref.execution)
@@ -214,7 +216,7 @@ class Executions:
         while True:
             execution = await self.acquire(key, fresh=reading)
             try:
-                answer = await self._try(execution, ref, fn, reading, checked, claim, keep_claim)
+                answer = await self._try(execution, ref, fn, reading, checked, claim, keep_claim, runnable)
             except CommitConflictError:
                 self.evict(execution)
                 continue
@@ -238,12 +240,15 @@ class Executions:
         checked: QueuedTask | None,
         claim: QueuedTask | None,
         keep_claim: bool,
+        runnable: bool,
     ) -> ResultT | _Again:
         begin(execution, reading=reading)
         try:
             if execution.held and not reading:
                 check_open(execution)
             result = fn(locate(execution, ref, checked))
+            if runnable:
+                check_runnable(execution, ref)
             if reading:
                 refuse_changes(execution)
             elif claim is not None or execution.root.dirty:
@@ -301,10 +306,10 @@ class Executions:
                 return
             finally:
                 end(execution)
-        await self.run(ref, lambda node: check_pending(node, claim), AccessType.READ, claim=claim)
-        execution = self._cache.get(ref.execution)
-        if execution is not None and execution.held:
-            check_runnable(execution, ref)
+        # Both in one access: once that has ended, the execution may be out of the cache.
+        await self.run(
+            ref, lambda node: check_pending(node, claim), AccessType.READ, claim=claim, runnable=True
+        )
 
     async def complete(self, claim: QueuedTask) -> None:
         """Take a task that has run off its node, with its row; or put another row in that one's place."""

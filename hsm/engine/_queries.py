@@ -173,9 +173,12 @@ async def dead_letters(
     store: EngineStore, registry: Registry, partitions: Sequence[str]
 ) -> AsyncIterator[DeadLetter]:
     """All dead letters, shard by shard, oldest task first."""
-    for partition in partitions:
-        async for item in store.scan(partition, "d/", "d" + AFTER_SLASH):
-            yield _dead_letter(registry, partition, item)
+    try:
+        for partition in partitions:
+            async for item in store.scan(partition, "d/", "d" + AFTER_SLASH):
+                yield _dead_letter(registry, partition, item)
+    except PersistenceError as error:
+        raise translated(error) from error
 
 
 def _dead_letter(registry: Registry, partition: str, item: Item) -> DeadLetter:

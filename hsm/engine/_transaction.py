@@ -96,7 +96,8 @@ def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
     try:
         node = root.child(ref.path)
     except StateMachineNotFoundError as error:
-        if error.path == ref.path and (ref.task_id or ref.initial_version.transition_count):
+        # Be it the machine itself or one above it.
+        if ref.task_id or ref.initial_version.transition_count:
             raise StaleReferenceError(f"{ref} is gone") from error
         raise
     if is_other_machine(ref.initial_version, node._initial_version):

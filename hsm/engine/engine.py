@@ -274,7 +274,10 @@ class Engine(Requests, Operations, Listings, Replication):
         """
         if key is not None:
             return await self._repair(await self._executions.resolve(key))
-        return sum([await self._repair_all(partition) for partition in self._shards.partitions])
+        try:
+            return sum([await self._repair_all(partition) for partition in self._shards.partitions])
+        except storage.PersistenceError as error:
+            raise translated(error) from error
 
     async def _repair_shard(self, partition: str) -> None:
         await self._repair_all(partition)

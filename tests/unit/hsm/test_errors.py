@@ -38,7 +38,7 @@ from hsm import (
     disposition,
 )
 
-OWN = (Key(1, "own"),)
+OWN = (Key(1, "above"), Key(1, "own"))
 
 
 class OwnTerminalError(TerminalError):
@@ -50,7 +50,9 @@ TABLE = [
     (ExecutionClosedError("x"), Disposition.DROP),
     (ExecutionNotFoundError("x"), Disposition.DROP),
     (StateMachineNotFoundError("x", path=OWN), Disposition.DROP),
+    (StateMachineNotFoundError("x", path=OWN[:1]), Disposition.DROP),
     (StateMachineNotFoundError("x", path=(Key(1, "other"),)), Disposition.RETRY),
+    (StateMachineNotFoundError("x", path=(*OWN, Key(1, "below"))), Disposition.RETRY),
     (StateMachineNotFoundError("x"), Disposition.RETRY),
     (StaleStateError("x"), Disposition.RETRY_UNCOUNTED),
     (CommitConflictError("x"), Disposition.RETRY_UNCOUNTED),

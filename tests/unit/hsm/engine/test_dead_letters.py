@@ -10,11 +10,12 @@ from hsm import (
     Ref,
     SerializationError,
     StaleReferenceError,
+    StorageUnavailableError,
     Task,
     TerminalError,
 )
 from hsm.engine import DeadLetter
-from hsm.testing import FakeClock, TestEngine
+from hsm.testing import FakeClock, FaultyStore, TestEngine
 from tests.support.databases import Database
 from tests.support.jobs import (
     Alarm,
@@ -237,3 +238,16 @@ async def test_error_text_is_bounded(world: World, database: Database) -> None:
         await engine.drain()
         (letter,) = await dead(engine)
         assert len(letter.error) < 10_000
+
+
+async def test_store_that_does_not_answer_is_told_as_everywhere_else(
+    world: World, database: Database
+) -> None:
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store) as engine:
+        store.cut_off()
+        with pytest.raises(StorageUnavailableError):
+            _ = [letter async for letter in engine.dead_letters()]
+        with pytest.raises(StorageUnavailableError):
+            await engine.repair()
+        store.reconnect()

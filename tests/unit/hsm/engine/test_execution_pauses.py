@@ -20,6 +20,7 @@ from hsm import (
 )
 from hsm.engine import Engine
 from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
+from persistence.store import GetRequest
 from tests.support.databases import Database, new_database
 from tests.support.jobs import (
     Alarm,
@@ -329,3 +330,21 @@ async def play(script: list[str]) -> None:
                 await database.check()
         assert sorted(world.names()) == sorted(str(number + 1) for number in range(asked))
         assert await database.keys("q/", "z/", "t/", "o/", "i/") == []
+
+
+async def test_task_does_not_run_if_its_paused_execution_leaves_the_cache_while_it_is_checked(
+    world: World, database: Database
+) -> None:
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store) as engine:
+        ref = await started(engine)
+        await engine.pause(job())
+
+        async def forget(call: StoreCall) -> None:
+            if isinstance(call.request, GetRequest) and call.request.key.startswith("e/"):
+                engine._executions.forget(ref.execution)
+
+        await engine.update(ref, ask(Soon("soon")))
+        store.after = forget
+        await engine.drain()
+        assert world.names() == []

@@ -20,6 +20,7 @@ from tests.support.jobs import (
     Step,
     World,
     ask,
+    failing,
     log,
     note,
     noted,
@@ -121,6 +122,26 @@ async def test_tasks_of_a_deleted_machine_do_not_run_and_leave_no_rows(
         assert await database.queued() == []
         assert await engine.skip_to_next() is None
     assert world.names() == []
+
+
+async def test_task_that_waits_for_its_next_try_is_dropped_when_a_machine_above_it_is_gone(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    world.on(Lasting, failing(OSError("not yet")))
+    async with TestEngine(world.registry, database.store, clock=clock) as engine:
+        ref = await started(engine)
+
+        def build(root: Node) -> None:
+            child = root.add_child(step("a"), Step())
+            ask(Lasting("below"))(child.add_child(step("b"), Step()))
+
+        await engine.update(ref, build)
+        await engine.drain()
+        await engine.update(ref, lambda root: root.delete_child(step("a")))
+        await engine.skip(HOUR)
+        assert world.names() == ["below"]
+        assert await database.queued() == []
+        assert [dead async for dead in engine.dead_letters()] == []
 
 
 async def test_newest_singleton_replaces_the_others(world: World, database: Database) -> None:
