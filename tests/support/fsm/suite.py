@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -74,6 +75,16 @@ async def pending_of(store: StoreManager) -> dict[tuple[str, str], list[str]]:
         (name, id_): [each.request.event.event_id for each in await store.pending_events(id_, name)]
         async for name, id_ in store.pending_machines()
     }
+
+
+async def gone(world: World, read: Callable[[], Awaitable[object]]) -> None:
+    """Return when what is read has expired: the databases count time in their own ways."""
+    while True:
+        try:
+            await read()
+        except NotFoundError:
+            return
+        await world.wait(0.3)
 
 
 class ManagerSuite:
@@ -692,12 +703,8 @@ class EventsSuite:
         await store.add_event_outcome("short", "orders", EventOutcome(), timedelta(seconds=1))
         await store.add_event_outcome("long", "orders", EventOutcome())
 
-        await world.wait(1.2)
-
-        with pytest.raises(NotFoundError):
-            await store.get_event("short", "orders")
-        with pytest.raises(NotFoundError):
-            await store.get_outcome_for_event("short", "orders")
+        await gone(world, lambda: store.get_event("short", "orders"))
+        await gone(world, lambda: store.get_outcome_for_event("short", "orders"))
         await store.get_event("long", "orders")
         await store.get_outcome_for_event("long", "orders")
 
@@ -709,18 +716,13 @@ class EventsSuite:
         await store.accept_event(request("ship", "e2"))
         (accepted,) = await store.pending_events("1", "orders")
 
-        await world.wait(1.2)
-
-        with pytest.raises(NotFoundError):
-            await store.get_outcome_for_event("e1", "orders")
+        await gone(world, lambda: store.get_outcome_for_event("e1", "orders"))
         with pytest.raises(OutcomePendingError):
             await store.get_outcome_for_event("e2", "orders")
         await store.process_events([accepted])
         await store.get_outcome_for_event("e2", "orders")
-        await world.wait(1.2)
-        for event_id in ("e1", "e2"):
-            with pytest.raises(NotFoundError):
-                await keeper.get_event(event_id, "orders")
+        await gone(world, lambda: keeper.get_event("e1", "orders"))
+        await gone(world, lambda: keeper.get_event("e2", "orders"))
         assert len((await keeper.get_state_machine("1", "orders")).history) == 2
 
     async def test_time_to_live_is_at_least_a_moment(self, world: World) -> None:

@@ -42,10 +42,14 @@ class DatabaseWorld:
         open_store: Callable[[], EngineStore],
         wait: Callable[[float], Awaitable[None]],
         clock: Clock | None = None,
+        *,
+        apart: str = "",
     ) -> None:
+        """Data of its own in the database, if it is set apart from others by a name."""
         self._open_store = open_store
         self._wait = wait
         self._clock = clock or SystemClock()
+        self._apart = apart
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -64,7 +68,7 @@ class DatabaseWorld:
         store = await self.store()
         chosen = DatabaseOptions(clock=self._clock, **kept)
         return await self._stack.enter_async_context(
-            DatabaseStore(store, namespace=namespace, options=chosen)
+            DatabaseStore(store, namespace=self._apart + namespace, options=chosen)
         )
 
     async def wait(self, seconds: float) -> None:
