@@ -59,6 +59,8 @@ from hsm.fsm.errors import (
 )
 from hsm.fsm.outcomes import code_of, outcome_of, succeeded
 from hsm.fsm.processor import EventProcessor, ProcessorOptions
+from hsm.fsm.redis.options import RedisStoreOptions
+from hsm.fsm.redis.store import RedisStore
 from hsm.fsm.store import (
     Acceptance,
     AcceptedEvent,
@@ -105,6 +107,8 @@ __all__ = [
     "OutcomePendingError",
     "ProcessorOptions",
     "Publish",
+    "RedisStore",
+    "RedisStoreOptions",
     "RevisionMismatchError",
     "StoreManager",
     "StoreTimeoutError",

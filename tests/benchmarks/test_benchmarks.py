@@ -12,7 +12,6 @@ import pytest
 
 from tests.benchmarks import (
     bytes_written,
-    configured_machines,
     durable_executions,
     durable_servers,
     event_journal,
@@ -116,10 +115,3 @@ def test_event_journal_is_compared() -> None:
     on_a_file, on_a_server = event_journal.measure(Size.TINY)
     assert "a history of 20 events read" in render(on_a_file)
     assert "PostgreSQL" in render(on_a_server)
-
-
-@pytest.mark.server
-def test_events_to_configured_machines_are_compared() -> None:
-    on_a_file, on_a_server = configured_machines.measure(Size.TINY)
-    assert "commands through sqlite3" in render(on_a_file)
-    assert "Valkey" in render(on_a_server)

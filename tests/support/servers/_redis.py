@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.servers._process import MissingServerError, on_path
@@ -62,7 +63,7 @@ class RedisServer(LocalServer):
     def ready(self, pid: int) -> bool:
         return self.call(["PING"]) == [b"PONG"]
 
-    def call(self, *commands: list[str]) -> list[Reply]:
+    def call(self, *commands: Sequence[str | bytes]) -> list[Reply]:
         return call(self.port, *commands, password=self.options.password, ca_file=self.ca_file)
 
 

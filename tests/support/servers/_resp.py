@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from contextlib import closing
 from io import BufferedReader
 from pathlib import Path
@@ -18,7 +19,7 @@ class ErrorReplyError(OSError):
 
 
 def call(
-    port: int, *commands: list[str], password: str | None = None, ca_file: Path | None = None
+    port: int, *commands: Sequence[str | bytes], password: str | None = None, ca_file: Path | None = None
 ) -> list[Reply]:
     """Send commands over a connection of their own."""
     if password is not None:
@@ -29,8 +30,8 @@ def call(
             return [_exchange(stream, answers, command) for command in commands]
 
 
-def _exchange(stream: socket.socket, answers: BufferedReader, command: list[str]) -> Reply:
-    words = [word.encode() for word in command]
+def _exchange(stream: socket.socket, answers: BufferedReader, command: Sequence[str | bytes]) -> Reply:
+    words = [word.encode() if isinstance(word, str) else word for word in command]
     stream.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
     return _read(answers)
 
