@@ -1,6 +1,7 @@
 """The goal-state engine: entities that know their state and their goal are brought from one to the other."""
 
 from hsm.engine.deadlines import DeadlineQueue
+from hsm.goalstate.durable import DurableEngine, EntityInfo
 from hsm.goalstate.engine import DeadEntity, Engine
 from hsm.goalstate.entity import Action, ActionList, AnyEntity, Entity, Run, Standing
 from hsm.goalstate.errors import (
@@ -9,6 +10,7 @@ from hsm.goalstate.errors import (
     InvalidTableError,
     UnreachableGoalError,
 )
+from hsm.goalstate.kinds import EntityKind
 from hsm.goalstate.metrics import Gauges, Metrics
 from hsm.goalstate.nodes import NodeDriver, NodeEntity, node_id, node_ref
 from hsm.goalstate.options import DurableOptions, Growth, Options, Priority
@@ -23,9 +25,12 @@ __all__ = [
     "ClaimLostError",
     "DeadEntity",
     "DeadlineQueue",
+    "DurableEngine",
     "DurableOptions",
     "Engine",
     "Entity",
+    "EntityInfo",
+    "EntityKind",
     "EntityNotFoundError",
     "Gauges",
     "Growth",

@@ -40,13 +40,13 @@ class Dispatcher:
         perform: Callable[[Entry], Coroutine[Any, Any, None]],
         *,
         allowed: Callable[[], bool] = lambda: True,
-        rested: Callable[[], None] = lambda: None,
+        left_behind: Callable[[Entry], None] = lambda _entry: None,
     ) -> None:
         self._options = options
         self._clock = options.clock
         self._perform = perform
         self._allowed = allowed
-        self._rested = rested
+        self._left_behind = left_behind
         self.lock: threading.RLock = threading.RLock()
         self._lanes = Lanes()
         self._limits = TimeLimits(options.clock, self._cancelled)
@@ -195,11 +195,10 @@ class Dispatcher:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        self._rested()
 
     # Runs that are late
 
-    def outlast(self, call: asyncio.Future[Any], settle: Callable[[], None]) -> None:
+    def outlast(self, call: asyncio.Future[Any], settle: Callable[[], object]) -> None:
         """A call in a thread goes on after its run, which gives its place to others; `settle` at its end."""
 
         def ended(_: asyncio.Future[Any]) -> None:
@@ -219,4 +218,5 @@ class Dispatcher:
         if entry is not None and entry.holds_slot and self._limits.ignored(run):
             logger.error("the run of entity %s does not heed its cancellation, and is left behind", entry.id)
             self._give_up_slot(entry)
+            self._left_behind(entry)
             self._pump()

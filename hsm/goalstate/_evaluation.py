@@ -59,7 +59,7 @@ class Evaluator:
 
     async def evaluate(
         self,
-        entity: AnyEntity,
+        load: Callable[[], AnyEntity | Awaitable[AnyEntity]],
         run: Run,
         evaluation: Evaluation,
         extend: Callable[[timedelta], Awaitable[None]] | None = None,
@@ -67,13 +67,13 @@ class Evaluator:
         """Run the actions of an entity; what they raise is noted.
 
         Args:
-            entity: is read and acted upon.
+            load: brings the entity that is read and acted upon.
             run: is passed to the actions.
             evaluation: is filled in.
             extend: is told how long the list may take, before it begins, if that is longer than usual.
         """
         try:
-            await self._evaluate(entity, run, evaluation, extend)
+            await self._evaluate(load, run, evaluation, extend)
         except asyncio.CancelledError as error:
             current = asyncio.current_task()
             if current is None or current.cancelling():
@@ -92,16 +92,24 @@ class Evaluator:
 
     async def _evaluate(
         self,
-        entity: AnyEntity,
+        load: Callable[[], AnyEntity | Awaitable[AnyEntity]],
         run: Run,
         evaluation: Evaluation,
         extend: Callable[[timedelta], Awaitable[None]] | None,
     ) -> None:
-        metrics, name = self._options.metrics, self._options.name
+        metrics, name, clock = self._options.metrics, self._options.name, self._options.clock
+        usual = self._options.run_timeout
+        end = None if usual is None else clock.time_ns() + nanos_of(usual)
         try:
+            loaded = load()
+            entity = (
+                await self._limited(loaded, self._left(end), "loading the entity")
+                if isawaitable(loaded)
+                else loaded
+            )
             found = entity.read()
             standing = (
-                await self._limited(found, self._options.run_timeout, "reading state and goal")
+                await self._limited(found, self._left(end), "reading state and goal")
                 if isawaitable(found)
                 else found
             )
@@ -111,11 +119,11 @@ class Evaluator:
                 metrics.failed(name, error)
             raise
         try:
-            limit = todo.timeout or self._options.run_timeout
-            usual = self._options.run_timeout
-            if extend is not None and limit is not None and usual is not None and limit > usual:
-                await extend(limit)
-            end = None if limit is None else self._options.clock.time_ns() + nanos_of(limit)
+            if todo.timeout is not None:
+                wanted = clock.time_ns() + nanos_of(todo.timeout)
+                if extend is not None and end is not None and wanted > end:
+                    await extend(todo.timeout)
+                end = wanted
             for action in todo.actions:
                 await self._act(action, entity, run, end, evaluation)
                 if run.rest_skipped:
@@ -132,9 +140,8 @@ class Evaluator:
         end: int | None,
         evaluation: Evaluation,
     ) -> None:
-        limit = action.timeout
-        if end is not None:
-            left = (end - self._options.clock.time_ns()) // 1000 * _MICROSECOND
+        limit, left = action.timeout, self._left(end)
+        if left is not None:
             limit = left if limit is None else min(limit, left)
         metrics = self._options.metrics
         started = 0.0 if metrics is None else time.perf_counter()
@@ -154,6 +161,10 @@ class Evaluator:
         finally:
             if metrics is not None:
                 metrics.ran(self._options.name, action.name, time.perf_counter() - started, failure)
+
+    def _left(self, end: int | None) -> timedelta | None:
+        """The time until then."""
+        return None if end is None else (end - self._options.clock.time_ns()) // 1000 * _MICROSECOND
 
     async def _limited(self, work: Awaitable[ResultT], limit: timedelta | None, what: str) -> ResultT:
         """The result of `work`, which is cancelled after a while."""

@@ -80,3 +80,17 @@ class Pauses:
         first, longest = options.failure_retry_delay, options.maximum_retry_delay
         full = longest if first and tries >= longest / first else first * tries
         return full * (1 - options.jitter * options.random.random())
+
+    def tell(self, entry: Entry, verdict: Verdict, error: Exception | None) -> None:
+        """Log and count what follows a run."""
+        metrics, name = self._options.metrics, self._options.name
+        if verdict is Verdict.RETRY:
+            logger.info("entity %s has failed, and is tried again: %r", entry.id, error)
+            if metrics is not None:
+                metrics.retried(name)
+        elif verdict is Verdict.GONE:
+            logger.info("entity %s is forgotten: %r", entry.id, error)
+            if metrics is not None:
+                metrics.missing(name)
+        elif verdict is Verdict.DEAD:
+            logger.warning("entity %s is given up: %r", entry.id, error, exc_info=error)

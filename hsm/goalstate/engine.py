@@ -15,7 +15,6 @@ from hsm.engine.clock import from_nanos, nanos_of
 from hsm.goalstate._dispatcher import Dispatcher
 from hsm.goalstate._entry import Entry, due_at
 from hsm.goalstate._evaluation import Evaluation
-from hsm.goalstate._logs import logger
 from hsm.goalstate._pauses import Pauses, Verdict
 from hsm.goalstate.entity import AnyEntity, Run
 from hsm.goalstate.options import Options, Priority
@@ -250,7 +249,7 @@ class Engine:
         evaluation = Evaluation()
         run = Run(entry.id, self.now, entry.tries + 1)
         try:
-            await self._dispatcher.evaluator.evaluate(entity, run, evaluation)
+            await self._dispatcher.evaluator.evaluate(lambda: entity, run, evaluation)
         finally:
             leftover = evaluation.leftover
             if leftover is None or leftover.done():
@@ -279,8 +278,8 @@ class Engine:
                 pause_asked = now + nanos_of(wanted)
                 asked = pause_asked if asked is None else min(asked, pause_asked)
             if verdict is Verdict.GONE:
-                del self._entries[entry.id]
-                asked = None
+                if asked is None:
+                    del self._entries[entry.id]
             elif verdict is Verdict.RETRY:
                 asked = now + pause if asked is None else min(asked, now + pause)
             elif verdict is Verdict.DONE:
@@ -292,20 +291,8 @@ class Engine:
                 entry.failures = entry.tries = 0
             if asked is not None:
                 self._dispatcher.schedule(entry, asked)
-        self._tell(entry, verdict, evaluation.error)
+        self._pauses.tell(entry, verdict, evaluation.error)
 
     def _bury(self, entry: Entry, error: Exception | None, now: int) -> None:
         text = f"{type(error).__name__}: {error}"
         self._dead[entry.id] = DeadEntity(entry.id, text, entry.failures, from_nanos(now))
-
-    def _tell(self, entry: Entry, verdict: Verdict, error: Exception | None) -> None:
-        if verdict is Verdict.RETRY:
-            logger.info("entity %s has failed, and is tried again: %r", entry.id, error)
-            if self._options.metrics is not None:
-                self._options.metrics.retried(self._options.name)
-        elif verdict is Verdict.GONE:
-            logger.info("entity %s is forgotten: %r", entry.id, error)
-            if self._options.metrics is not None:
-                self._options.metrics.missing(self._options.name)
-        elif verdict is Verdict.DEAD:
-            logger.warning("entity %s is given up: %r", entry.id, error, exc_info=error)

@@ -50,7 +50,8 @@ class Options:
         backoff_of: the pauses after an error, over the four above; None is to do as they say.
         maximum_attempts: evaluations that fail one after the other, before the entity is given up as dead;
             None is never. `RetryLaterError` does not count.
-        run_timeout: how long the actions of one evaluation may take, unless their list says otherwise.
+        run_timeout: how long one evaluation may take, unless its list of actions says otherwise; None is for
+            ever.
         drain_timeout: how long running actions may take to end when the engine is stopped.
         clock: where time comes from.
         random: makes jitter; a seeded one makes a run repeatable.
