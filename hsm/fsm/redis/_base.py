@@ -58,13 +58,16 @@ class Base:
         self._max_retries = max_retries
         self._namespace = namespace
         self._options = options
-        # Of this store alone, so that its level is nobody else's.
-        self._logger = logging.Logger("hsm.fsm.redis")  # noqa: LOG001
-        self._logger.parent = logging.getLogger("hsm.fsm.redis")
+        self._logger = _new_logger(logging.NOTSET)
         self._opened = _open(address, is_cluster=is_cluster, db=db, namespace=namespace, options=options)
         self._layout = self._opened.layout
         self._writer = self._opened.writer
         self.set_timeout(timeout)
+
+    def set_log_level(self, level: int) -> None:
+        """Set the level (of `logging`) of what this store logs."""
+        # A logger that is registered nowhere does not notice that its level has changed.
+        self._logger = _new_logger(level)
 
     def set_timeout(self, duration: timedelta) -> None:
         """How long one attempt at one exchange with the server may take; zero: as long as it likes.
@@ -203,8 +206,15 @@ async def _pause(number: int) -> None:
     await asyncio.sleep(random.uniform(0, longest))
 
 
+def _new_logger(level: int) -> logging.Logger:
+    """A logger of one store alone, so that its level is nobody else's."""
+    logger = logging.Logger("hsm.fsm.redis", level)  # noqa: LOG001  as said above
+    logger.parent = logging.getLogger("hsm.fsm.redis")
+    return logger
+
+
 def _described(failure: BaseException) -> str:
-    return str(failure) or type(failure).__name__
+    return str(failure) or ("no answer in time" if isinstance(failure, TimeoutError) else repr(failure))
 
 
 def _timed_out(failure: BaseException) -> bool:

@@ -153,6 +153,7 @@ class Connections:
     def __init__(self, target: Target, seeds: Sequence[Address], options: RedisOptions) -> None:
         self._dialer = Dialer(target, options, SCRIPTS)
         self._nodes: Nodes = ClusterNodes(self._dialer, seeds) if target.cluster else OneNode(seeds[0])
+        self._only = None if target.cluster else seeds[0]
         self._mapped = not target.cluster
         self._connections: dict[Address, _Node] = {}
         self._closed = False
@@ -174,8 +175,11 @@ class Connections:
         """
         async with asyncio.timeout(self._dialer.request_seconds):
             await self._map()
-            seconds = self._dialer.request_seconds
-            outcomes = await dispatch(self._nodes, requests, self._send, seconds)
+            if self._only is not None:
+                outcomes = await self._send(self._only, requests)
+            else:
+                seconds = self._dialer.request_seconds
+                outcomes = await dispatch(self._nodes, requests, self._send, seconds)
         return [self._reply(outcome) for outcome in outcomes]
 
     async def ask_all(self, command: Sequence[bytes]) -> list[tuple[Address, Reply]]:
@@ -204,7 +208,7 @@ class Connections:
     def _reply(self, outcome: Outcome) -> Reply:
         if isinstance(outcome, PersistenceError):
             raise outcome
-        if isinstance(outcome, MovedError) and isinstance(self._nodes, OneNode):
+        if isinstance(outcome, MovedError) and self._only is not None:
             raise StoreCorruptError(
                 f"{self.where} is a node of a cluster: make the store with is_cluster=True"
             )

@@ -82,10 +82,6 @@ class RedisStore(Events):
         """How long one attempt at one exchange with the server may take."""
         return self._timeout
 
-    def set_log_level(self, level: int) -> None:
-        """Set the level (of `logging`) of what this store logs."""
-        self._logger.setLevel(level)
-
     async def health(self) -> None:
         """Return if the server answers within the time-out; of a cluster, all that have slots.
 
