@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import resource
 import sys
-from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
 
 from hsm.cli import _deliver, _demo, _inspect, _stores
 from hsm.cli._database import NAMESPACE, URL_VARIABLE, named_by_environment
-from hsm.cli._errors import one_line
+from hsm.cli._fsm import fsm
+from hsm.cli._running import UNUSABLE, err, out, run_command, tell
 from hsm.errors import HSMError
 from persistence.errors import PersistenceError
 
 __all__ = ["run"]
 
-_UNUSABLE: Final = 2
 _INTERRUPTED: Final = 130
 _SWITCH_SECONDS: Final = 0.0005
 _FROM_ENVIRONMENT: Final = "-"
@@ -93,7 +90,7 @@ def deliver(
     )
     _allow_many_connections()
     _leave_outages_to_the_run()
-    return _run(_deliver.deliver(file, url, options, _out(), _err()))
+    return run_command(_deliver.deliver(file, url, options, out(), err()))
 
 
 @cli.command()
@@ -104,7 +101,7 @@ def deliver(
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Executions to list.")
 def status(url: str, registry: str | None, namespace: str, state: str | None, limit: int) -> int:
     """Count the executions of a database by state."""
-    return _run(_inspect.status(_out(), url, registry, namespace, state, limit))
+    return run_command(_inspect.status(out(), url, registry, namespace, state, limit))
 
 
 @cli.command()
@@ -114,7 +111,7 @@ def status(url: str, registry: str | None, namespace: str, state: str | None, li
 @click.argument("id_", metavar="ID")
 def show(url: str, registry: str | None, namespace: str, id_: str) -> int:
     """Draw the execution ID with its pending tasks."""
-    return _run(_inspect.show(_out(), url, registry, namespace, id_))
+    return run_command(_inspect.show(out(), url, registry, namespace, id_))
 
 
 @cli.command()
@@ -126,7 +123,7 @@ def dead(url: str, registry: str | None, replay: bool, tasks: tuple[str, ...]) -
     """List the tasks that are not tried again, or replay some."""
     if replay != bool(tasks):
         raise click.UsageError("--replay goes with the ids of the tasks to replay")
-    return _run(_inspect.dead(_out(), url, registry, tasks))
+    return run_command(_inspect.dead(out(), url, registry, tasks))
 
 
 @cli.command()
@@ -144,7 +141,7 @@ def dead(url: str, registry: str | None, replay: bool, tasks: tuple[str, ...]) -
 def demo(count: int, keep: Path | None, url: str | None) -> int:
     """Deliver to a flaky receiver, with a SIGKILL in the middle, and check that nothing is lost."""
     with _demo.demo_folder(keep) as folder:
-        return _run(_demo.demo(_out(), count, folder, _chosen(url)))
+        return run_command(_demo.demo(out(), count, folder, _chosen(url)))
 
 
 @cli.command()
@@ -161,8 +158,11 @@ def stores(url: str | None, as_json: bool) -> int:
     """List the databases that can be used, or say what one of them can do and can lose."""
     chosen = _chosen(url)
     if chosen is None:
-        return _stores.list_stores(_out(), as_json=as_json)
-    return _run(_stores.describe_store(_out(), chosen, as_json=as_json))
+        return _stores.list_stores(out(), as_json=as_json)
+    return run_command(_stores.describe_store(out(), chosen, as_json=as_json))
+
+
+cli.add_command(fsm)
 
 
 def _chosen(url: str | None) -> str | None:
@@ -183,44 +183,13 @@ def run() -> int:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except (HSMError, PersistenceError) as error:
-        _tell(error)
-        return _UNUSABLE
+        tell(error)
+        return UNUSABLE
     except BrokenPipeError:
         # Nobody reads on, as in `hsm status | head`; the interpreter shall not try again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status_ if isinstance(status_, int) else 0
-
-
-def _run(command: Coroutine[None, None, int]) -> int:
-    """Run a command; an error of ours ends it with one line, and anything else with a traceback."""
-    try:
-        return asyncio.run(command)
-    except* (HSMError, PersistenceError) as group:
-        for error in {str(error): error for error in _leaves(group)}.values():
-            _tell(error)
-    return _UNUSABLE
-
-
-def _tell(error: BaseException) -> None:
-    # Client libraries put what they have to say on several lines.
-    _err().print(f"hsm: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-def _out() -> Console:
-    return Console()
-
-
-def _err() -> Console:
-    return Console(stderr=True)
 
 
 def _leave_outages_to_the_run() -> None:

@@ -52,6 +52,7 @@ class Recorder:
     event_metadata: dict[str, str]
     outcome_metadata: dict[str, str]
     notify: bool
+    notify_all: bool
     now: Callable[[], int]
 
     def operations(self, partition: str, event: AcceptedEvent, outcome: EventOutcome) -> list[Operation]:
@@ -81,7 +82,7 @@ class Recorder:
         if event.position:
             key = pending_key(request.id, event.position)
             operations.append(DeleteRequest(partition=partition, key=key))
-            if self.notify and outcome.code != EventOutcome.Ok:
+            if self.notify_all or (self.notify and outcome.code != EventOutcome.Ok):
                 response = EventResponse(event_id=event_id, outcome=outcome)
                 key = notification_key(position_of(self.now(), event_id))
                 operations.append(

@@ -51,6 +51,7 @@ class DatabaseOptions:
         outcome_ttl: how long an outcome is kept, and an event that comes again is answered with it.
         history_cap: events that the history of a machine keeps; None keeps all.
         notify: whether outcomes of refused events are kept until somebody was told of them.
+        notify_all: whether those of events that succeeded are kept so, too.
         batch: events to one machine in one transaction.
         cached_machines: machines remembered, so that an event to one needs no read.
         clock: where time comes from.
@@ -64,6 +65,7 @@ class DatabaseOptions:
         default=None, validator=attrs.validators.optional(attrs.validators.ge(0))
     )
     notify: bool = False
+    notify_all: bool = False
     batch: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     cached_machines: int = attrs.field(default=10_000, validator=attrs.validators.ge(0))
     clock: Clock = attrs.field(factory=SystemClock)
@@ -105,7 +107,13 @@ class DatabaseStore:
         self._logger = logging.getLogger(f"{__name__}.{namespace}")
         event_metadata = self._metadata(self._options.event_ttl)
         outcome_metadata = self._metadata(self._options.outcome_ttl)
-        recorder = Recorder(event_metadata, outcome_metadata, self._options.notify, self._next_nanos)
+        recorder = Recorder(
+            event_metadata,
+            outcome_metadata,
+            self._options.notify,
+            self._options.notify_all,
+            self._next_nanos,
+        )
         machines = Machines(self._store, self._options.cached_machines)
         self._configurations = Configurations(self._store, namespace)
         self._writing = Writing(self._store, namespace, machines, self._configurations, self._options)

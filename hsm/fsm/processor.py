@@ -59,7 +59,7 @@ class EventProcessor:
     other. What the store refuses for the moment is tried again; an event that can never be processed gets an
     outcome that says so.
 
-    Outcomes of refused events are given to `publish`, at least once each, if the store keeps notifications.
+    Outcomes are given to `publish`, at least once each, if the store keeps notifications of them.
 
     Use it as an async context manager. At the end it accepts nothing more, and processes what it has
     accepted; what the store keeps it from stays pending.
@@ -240,7 +240,7 @@ class EventProcessor:
 
     def _settled(self, machine: Machine, event: AcceptedEvent, outcome: EventOutcome) -> None:
         self._lines.settle(machine, event.request.event.event_id, outcome)
-        if self._teller is not None and outcome.code != EventOutcome.Ok:
+        if self._teller is not None:
             self._teller.wake()
 
     async def _look_up(self, machine: Machine) -> None:

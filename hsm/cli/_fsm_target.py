@@ -1,0 +1,171 @@
+"""What the commands of `hsm fsm` talk to: calls that go to a service, or to a database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+from hsm.cli._database import refuse_memory
+from hsm.cli._errors import CommandError
+from hsm.cli._fsm_options import DatabaseOptions, TargetOptions
+from hsm.errors import HSMError
+from hsm.fsm.database import DatabaseOptions as StoreOptions, DatabaseStore
+from hsm.fsm.processor import EventProcessor
+from hsm.fsm.service.calls import Calls
+from hsm.fsm.service.codes import status_of
+from hsm.fsm.service.tls import ClientTLS
+from hsm.fsm.store import StoreManager
+from persistence.errors import PersistenceError
+from persistence.proto.statemachine_pb2 import (
+    Configuration,
+    Event,
+    EventRequest,
+    EventResponse,
+    FiniteStateMachine,
+    GetFsmRequest,
+    ListResponse,
+    PutFsmRequest,
+    PutResponse,
+)
+from persistence.proto.statemachine_pb2_grpc import StatemachineServiceStub
+
+if TYPE_CHECKING:
+    from persistence.proto.statemachine_pb2_grpc import StatemachineServiceAsyncStub
+
+__all__ = ["CallError", "Target", "checked", "open_machines", "open_target"]
+
+T = TypeVar("T")
+
+
+_REFUSALS: Final = frozenset(
+    {
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+    }
+)
+
+
+class CallError(CommandError):
+    """A call failed.
+
+    Attributes:
+        code: of gRPC.
+        is_refusal: whether nothing is wrong but with what was asked for.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.is_refusal = code in _REFUSALS
+
+
+class Target(Protocol):
+    """The calls that commands make; see `hsm.fsm.service.Calls`. Await them by `checked`."""
+
+    async def put_configuration(self, configuration: Configuration, /) -> PutResponse: ...
+    async def get_configuration(self, config_id: str, /) -> Configuration: ...
+    async def get_all_configurations(self, name: str, /) -> ListResponse: ...
+    async def put_machine(self, request: PutFsmRequest, /) -> PutResponse: ...
+    async def get_machine(self, request: GetFsmRequest, /) -> FiniteStateMachine: ...
+    async def get_all_in_state(self, request: GetFsmRequest, /) -> ListResponse: ...
+    async def send_event(self, request: EventRequest, /) -> EventResponse: ...
+    async def get_event(self, request: EventRequest, /) -> Event: ...
+    async def get_event_outcome(self, request: EventRequest, /) -> EventResponse: ...
+
+
+class _Remote:
+    """The calls of a service."""
+
+    def __init__(self, channel: grpc.aio.Channel, seconds: float) -> None:
+        # The generated stubs have a class for asyncio; the generated code has one for both.
+        self._stub = cast("StatemachineServiceAsyncStub", StatemachineServiceStub(channel))
+        self._seconds = seconds
+
+    async def put_configuration(self, configuration: Configuration, /) -> PutResponse:
+        return await self._stub.PutConfiguration(configuration, timeout=self._seconds)
+
+    async def get_configuration(self, config_id: str, /) -> Configuration:
+        return await self._stub.GetConfiguration(StringValue(value=config_id), timeout=self._seconds)
+
+    async def get_all_configurations(self, name: str, /) -> ListResponse:
+        return await self._stub.GetAllConfigurations(StringValue(value=name), timeout=self._seconds)
+
+    async def put_machine(self, request: PutFsmRequest, /) -> PutResponse:
+        return await self._stub.PutFiniteStateMachine(request, timeout=self._seconds)
+
+    async def get_machine(self, request: GetFsmRequest, /) -> FiniteStateMachine:
+        return await self._stub.GetFiniteStateMachine(request, timeout=self._seconds)
+
+    async def get_all_in_state(self, request: GetFsmRequest, /) -> ListResponse:
+        return await self._stub.GetAllInState(request, timeout=self._seconds)
+
+    async def send_event(self, request: EventRequest, /) -> EventResponse:
+        return await self._stub.SendEvent(request, timeout=self._seconds)
+
+    async def get_event(self, request: EventRequest, /) -> Event:
+        return await self._stub.GetEvent(request, timeout=self._seconds)
+
+    async def get_event_outcome(self, request: EventRequest, /) -> EventResponse:
+        return await self._stub.GetEventOutcome(request, timeout=self._seconds)
+
+
+async def checked(call: Awaitable[T]) -> T:
+    """The answer of a call.
+
+    Raises:
+        CallError: it failed.
+    """
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        code = error.code()
+        raise CallError(code, error.details() or "no details") from error
+    except (HSMError, PersistenceError) as error:
+        code, _ = status_of(error)
+        raise CallError(code, str(error)) from error
+
+
+@asynccontextmanager
+async def open_target(options: TargetOptions) -> AsyncGenerator[Target, None]:
+    """What the options name, until the block ends; events that were sent have their outcomes then.
+
+    Raises:
+        CommandError, PersistenceError: it cannot be used.
+    """
+    if options.database is None:
+        async with _channel(options) as channel:
+            yield _Remote(channel, options.timeout.total_seconds())
+        return
+    async with open_machines(options.database) as store, EventProcessor(store) as processor:
+        yield Calls(store, processor, namespace=options.database.namespace)
+
+
+@asynccontextmanager
+async def open_machines(
+    options: DatabaseOptions, *, notify: bool = False, notify_all: bool = False
+) -> AsyncGenerator[StoreManager, None]:
+    """The store of machines that the options name, until the block ends.
+
+    Raises:
+        CommandError, PersistenceError: it cannot be used.
+    """
+    refuse_memory(options.url)
+    store: StoreManager = DatabaseStore(
+        options.url, namespace=options.namespace, options=StoreOptions(notify=notify, notify_all=notify_all)
+    )
+    async with store:
+        yield store
+
+
+def _channel(options: TargetOptions) -> grpc.aio.Channel:
+    if options.insecure:
+        return grpc.aio.insecure_channel(options.address)
+    tls = ClientTLS(options.authority, options.certificate, options.key)
+    return grpc.aio.secure_channel(options.address, tls.credentials())

@@ -1,0 +1,6 @@
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthServicer as _HealthServicer
+
+class HealthServicer(_HealthServicer):
+    async def set(self, service: str, status: HealthCheckResponse.ServingStatus) -> None: ...
+    async def enter_graceful_shutdown(self) -> None: ...
