@@ -189,7 +189,7 @@ class Appender:
         for event, id_, answer in zip(events, ids, answers, strict=True):
             if answer.error is not None:
                 raise answer.error
-            if answer.data is None or not head.active:
+            if answer.data is None or not head.active or id_ <= head.base:
                 continue
             stored = self._coding.event(history, id_, answer.data)
             if stored.data != with_header(event.payload, id_, stored.parent):
@@ -267,7 +267,6 @@ def _begin_life(row: HistoryHead, head: Head, type_: str, now: int) -> None:
         row.serial = head.row.serial
         row.stamp = head.row.stamp
         row.life = head.row.life
-        row.base_serial = head.row.serial
         row.base = head.row.head
         mark = HistoryMark(event_id=head.row.head, serial=head.row.serial, set_at_nanos=now)
         row.epoch.CopyFrom(mark)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 from uuid import UUID
 
@@ -40,7 +40,7 @@ class Reader:
 
     async def forward(
         self, history: UUID, after: EventId, before: EventId | None, limit: int | None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events behind `after` and ahead of `before`, oldest first."""
         head = await self._heads.read(history)
         row = self._open(history, head, after)
@@ -70,7 +70,7 @@ class Reader:
 
     async def backward(
         self, history: UUID, after: EventId, before: EventId | None, limit: int | None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events ahead of `before` and behind `after`, newest first."""
         head = await self._heads.read(history)
         if self._open(history, head, after) is None or head.row is None:
@@ -155,9 +155,9 @@ class Reader:
 
     async def _missing(self, history: UUID, missing: EventId, head: Head, after: EventId) -> Exception:
         now = await self._heads.read(history)
-        if not now.active or now.tail >= missing:
+        if not now.active or now.base != head.base or now.tail > max(after, head.epoch):
             return TrimmedError(history, after, now.epoch)
-        if after != EPOCH and missing < after:
+        if missing < after:
             return UnknownEventError(history, after)
         return CorruptHistoryError(history, missing, f"it is missing below {head.version}")
 
@@ -184,7 +184,8 @@ class _Chain:
     def __init__(self, row: HistoryHead, start: EventId) -> None:
         self.previous: EventId = start
         self.count: int = 0
-        self._base = row.base_serial
+        # The first event of a life has no parent.
+        self._base = row.base or EPOCH
         self._serial: int | None = None
         # None: not known yet.
         self.hash: bytes | None = None
@@ -199,7 +200,7 @@ class _Chain:
         """Whether an event is the next one."""
         if self._serial is not None and row.serial != self._serial + 1:
             return False
-        parent = EPOCH if row.serial == self._base + 1 else self.previous
+        parent = EPOCH if self.previous == self._base else self.previous
         return row.parent == parent and id_ > self.previous
 
     def move(self, row: EventRow, id_: EventId) -> None:

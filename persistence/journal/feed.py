@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
@@ -131,7 +131,7 @@ class Feed:
             await self._check(after, bool(places))
         return await self._items(places)
 
-    async def follow(self, after: int = 0) -> AsyncIterator[FeedItem]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[FeedItem, None]:
         """The items behind a position, and then those to come, without an end.
 
         See `read` for the errors. Close the iterator when it is left early (`contextlib.aclosing`), or its
@@ -183,6 +183,8 @@ class Feed:
         start = feed_block_key(after + 1)
         async for item in self._store.scan(self._partition, start, FEED_BLOCKS_END):
             for place in _expand(item):
+                if places and place.position != places[-1].position + 1:
+                    raise self._missing_position(places[-1].position + 1)
                 if place.position > after:
                     places.append(place)
                     if len(places) == limit:
@@ -196,7 +198,10 @@ class Feed:
         if after < head.trimmed:
             raise PositionTrimmedError(self._namespace, after, head.trimmed)
         if found:
-            raise StoreCorruptError(f"position {after + 1} of the feed is missing in {self._partition!r}")
+            raise self._missing_position(after + 1)
+
+    def _missing_position(self, position: int) -> StoreCorruptError:
+        return StoreCorruptError(f"position {position} of the feed is missing in {self._partition!r}")
 
     async def _items(self, places: Sequence[_Place]) -> Sequence[FeedItem]:
         heads = await self._heads.read_all({place.history for place in places})
