@@ -15,7 +15,9 @@ from hsm.fsm.configuration import (
     source_of,
     with_defaults,
 )
+from hsm.fsm.conversion import MachineTransition, configuration_of, transitions_of
 from hsm.fsm.database import DatabaseOptions, DatabaseStore
+from hsm.fsm.diagrams import DiagramError, DiagramFormat, GraphvizMissingError, diagram, dot, mermaid, svg
 from hsm.fsm.domain import (
     ConfiguredStateMachine,
     check_request,
@@ -81,6 +83,8 @@ __all__ = [
     "ConfiguredStateMachine",
     "DatabaseOptions",
     "DatabaseStore",
+    "DiagramError",
+    "DiagramFormat",
     "DuplicateStateError",
     "DuplicateTransitionError",
     "EmptyStartingStateError",
@@ -91,8 +95,10 @@ __all__ = [
     "FSMStore",
     "FSMStoreError",
     "GenericStoreError",
+    "GraphvizMissingError",
     "InvalidDataError",
     "InvalidIdentifierError",
+    "MachineTransition",
     "MalformedConfigurationError",
     "MalformedMachineError",
     "MismatchStartingStateError",
@@ -122,10 +128,14 @@ __all__ = [
     "check_request",
     "check_valid",
     "code_of",
+    "configuration_of",
+    "diagram",
+    "dot",
     "final_states",
     "identity_of",
     "is_already_exists_err",
     "is_not_found_err",
+    "mermaid",
     "new_event",
     "new_state_machine",
     "new_transition",
@@ -134,6 +144,8 @@ __all__ = [
     "reachable_states",
     "source_of",
     "succeeded",
+    "svg",
+    "transitions_of",
     "update_event",
     "with_defaults",
 ]
