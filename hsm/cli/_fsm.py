@@ -143,6 +143,23 @@ def states(configuration: str, state: str | None, as_json: bool, target: TargetO
 
 
 @fsm.command()
+@click.argument("configuration", metavar="NAME:VERSION")
+@click.option(
+    "--format",
+    "language",
+    type=click.Choice(["mermaid", "dot", "svg"]),
+    default="mermaid",
+    show_default=True,
+    help="svg needs the program `dot` of Graphviz.",
+)
+@click.option("--machine", default="", metavar="ID", help="Show where this machine is, and was.")
+@target_options
+def diagram(configuration: str, language: str, machine: str, target: TargetOptions) -> int:
+    """Draw a configuration, or a machine that follows it, to standard output."""
+    return run_command(_load("_fsm_diagram").draw(configuration, machine, language, target))
+
+
+@fsm.command()
 @click.option(
     "--db",
     "url",
