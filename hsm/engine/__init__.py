@@ -1,5 +1,17 @@
 """The durable runtime: executions on a store, with their queues and timers."""
 
+from hsm.engine._children import (
+    CHILD_EXECUTION,
+    ChildExecution,
+    ChildInfo,
+    ChildObserver,
+    Children,
+    ChildState,
+    ClosePolicy,
+    HasExecutionResult,
+    Startable,
+    register_child_executions,
+)
 from hsm.engine._closing import Cancellable
 from hsm.engine.breaker import Breaker, BreakerState
 from hsm.engine.calls import Call, Method, MethodDeclaration, method
@@ -36,13 +48,20 @@ from hsm.engine.telemetry import (
 )
 
 __all__ = [
+    "CHILD_EXECUTION",
     "Backoff",
     "Between",
     "Breaker",
     "BreakerState",
     "Call",
     "Cancellable",
+    "ChildExecution",
+    "ChildInfo",
+    "ChildObserver",
+    "ChildState",
+    "Children",
     "Clock",
+    "ClosePolicy",
     "Cluster",
     "CommitInfo",
     "ConflictPolicy",
@@ -54,6 +73,7 @@ __all__ = [
     "ExecutionPage",
     "ExecutionTree",
     "Gauges",
+    "HasExecutionResult",
     "HasSearchAttributes",
     "HistoryEntry",
     "Method",
@@ -67,6 +87,7 @@ __all__ = [
     "ReusePolicy",
     "RunObserver",
     "SearchValue",
+    "Startable",
     "SyncEngine",
     "SyncEnvironment",
     "SyncExecutor",
@@ -79,4 +100,5 @@ __all__ = [
     "environment_as",
     "in_thread",
     "method",
+    "register_child_executions",
 ]

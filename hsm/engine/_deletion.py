@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hsm.engine._children import DETACHED
 from hsm.engine._execution import decode_row
 from hsm.engine._executions import Executions, translated
 from hsm.engine._logs import engine_logger, of_partition
@@ -19,6 +20,10 @@ from persistence.store import DeleteRequest, EngineStore, GetRequest, Item, Oper
 __all__ = ["delete", "expire"]
 
 _log: Final = engine_logger()
+
+
+class _StillNeededError(ExecutionRunningError):
+    """It is closed, and has something to do all the same."""
 
 
 async def delete(executions: Executions, store: EngineStore, key: ExecutionKey, *, force: bool) -> str:
@@ -38,6 +43,10 @@ async def delete(executions: Executions, store: EngineStore, key: ExecutionKey, 
             row = decode_row(ExecutionRow, row_key, found.data)
             if not row.close_nanos and not force:
                 raise ExecutionRunningError(f"execution {key.namespace}/{key.id} is running")
+            if not force and any(task.type in DETACHED for task in row.root.tasks):
+                raise _StillNeededError(
+                    f"execution {key.namespace}/{key.id} has parent or children to tell of its end"
+                )
             own = DeleteRequest(partition=partition, key=row_key, etag=found.etag)
             await store.multi([own, *await _operations(store, partition, key, row)])
         except storage.ETagMismatchError:
@@ -77,6 +86,8 @@ async def expire(executions: Executions, store: EngineStore, partition: str, now
         try:
             key = ExecutionKey(*parse_expiry_key(item.key))
             await delete(executions, store, key, force=False)
+        except _StillNeededError as error:
+            _log.debug("an execution is deleted later: %s", error, extra=of_partition(partition))
         except (ExecutionNotFoundError, ExecutionRunningError, ValueError) as error:
             _log.debug("an execution need not be deleted: %s", error, extra=of_partition(partition))
             await _forget(store, partition, item)

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from hsm.engine._commit import Commit, Removed, find_removed
 from hsm.engine._execution import Execution, decode_row, load_execution, load_part
 from hsm.engine._planner import Amendment, plan
-from hsm.engine._rows import QueuedTask
+from hsm.engine._rows import QueuedTask, is_detached
 from hsm.engine._transaction import (
     begin,
     check_open,
@@ -244,11 +244,11 @@ class Executions:
     ) -> ResultT | _Again:
         begin(execution, reading=reading)
         try:
-            if execution.held and not reading:
+            if execution.held and not reading and (checked is not None or not is_detached(claim)):
                 check_open(execution)
             result = fn(locate(execution, ref, checked))
             if runnable:
-                check_runnable(execution, ref)
+                check_runnable(execution, ref, claim)
             if reading:
                 refuse_changes(execution)
             elif claim is not None or execution.root.dirty:

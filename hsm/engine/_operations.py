@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from hsm.engine import _closing, _deletion, _history, _pausing, _refresh
+from hsm.engine._children import ChildInfo
 from hsm.engine._executions import Executions, translated
+from hsm.engine._family import children_of
 from hsm.engine._logs import engine_logger
 from hsm.engine._shards import Shards
 from hsm.engine.info import HistoryEntry
@@ -96,7 +98,7 @@ class Operations:
         that, if need be by whoever runs the shard. A run id must not be used again.
 
         Raises:
-            ExecutionRunningError: it is not closed.
+            ExecutionRunningError: it is not closed, or its parent or its children have not heard of that.
             ExecutionNotFoundError: there is no such execution.
         """
         partition = await _deletion.delete(self._executions, self._store, key, force=force)
@@ -117,6 +119,16 @@ class Operations:
             ExecutionNotFoundError: there is no such execution.
         """
         await _refresh.refresh(self._executions, key)
+
+    async def children(self, key: ExecutionKey) -> Sequence[ChildInfo]:
+        """The child executions that the machines of an execution stand for, in the order of the tree.
+
+        All of the tree is read. What it knows of a child is what the child has told: that it is closed.
+
+        Raises:
+            ExecutionNotFoundError: there is no such execution.
+        """
+        return await children_of(self._executions, key)
 
     def history(self, key: ExecutionKey) -> AsyncIterator[HistoryEntry]:
         """What each commit has changed, oldest first; nothing if the execution was started without history.

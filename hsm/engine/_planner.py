@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from hsm.engine._children import DETACHED, EndChildren, ReportClose, StartChild
 from hsm.engine._commit import Commit, Removed, check_task
 from hsm.engine._entries import history_row
 from hsm.engine._execution import Execution
@@ -19,7 +20,7 @@ from hsm.errors import HSMError, NotRegisteredError, SerializationError, StaleRe
 from hsm.machine import Lifecycle, lifecycle_of, state_name
 from hsm.ref import Ref
 from hsm.registry import Registry
-from hsm.task import Singleton, Task
+from hsm.task import Singleton, Task, TaskSerializer
 from hsm.tree import Node
 from hsm.tree._delta import record_deletions
 from hsm.tree._operation import Deleted, compact
@@ -48,7 +49,9 @@ ANSWERED: Final = "call:"
 """Begins what is remembered of a request that has an answer."""
 
 # Looked up once: protobuf finds the number of an enum value by its name, every time.
+_START_CHILD: Final = StartChild.type.id
 _RUNNING: Final = ExecutionStatus.EXECUTION_STATUS_RUNNING
+_TERMINATED: Final = ExecutionStatus.EXECUTION_STATUS_TERMINATED
 _COMPLETED: Final = ExecutionStatus.EXECUTION_STATUS_COMPLETED
 _FAILED: Final = ExecutionStatus.EXECUTION_STATUS_FAILED
 
@@ -65,6 +68,7 @@ class Planner:
         "partition",
         "registry",
         "removed",
+        "starts_child",
     )
 
     def __init__(
@@ -84,6 +88,7 @@ class Planner:
         self._retention = retention_nanos
         self._remembered = remembered
         self.removed: Sequence[Removed] = ()
+        self.starts_child = False
         self.commit = Commit(execution)
         self.operations = self.commit.operations
 
@@ -120,6 +125,8 @@ class Planner:
                 failover_version=version.failover_version, max_transition_count=version.transition_count
             )
         row.next_ordinal = state.next_ordinal
+        if self.starts_child:
+            row.has_children = True
         if state.removed:
             keep = 0 if execution.cluster is None else execution.cluster.tombstones
             record_deletions(row, version, dict.fromkeys(path for path, _ in state.removed), keep)
@@ -129,7 +136,9 @@ class Planner:
             data = execution.root.data(object)
             lifecycle = lifecycle_of(data)
             row.state = state_name(data)
-            if lifecycle is Lifecycle.RUNNING:
+            if row.status == _TERMINATED:
+                pass
+            elif lifecycle is Lifecycle.RUNNING:
                 row.status = _RUNNING
                 row.close_nanos = 0
             else:
@@ -142,6 +151,9 @@ class Planner:
             self.commit.amended = True
         if row.close_nanos != execution.row.close_nanos:
             self._schedule_expiry(row)
+            if row.close_nanos and (row.has_children or row.HasField("parent")):
+                self._tell_family(row)
+                root_changed = True
         if execution.cluster is not None:
             self.operations += marks(execution.partition, execution.key, execution.cluster)
         if row.keeps_history:
@@ -190,6 +202,27 @@ class Planner:
                     self.delete(answer_key(*key, forgotten))
             del row.request_ids[:surplus]
 
+    def _tell_family(self, row: ExecutionRow) -> None:
+        """Have the parent told that the execution has closed, and its children ended."""
+        root = self.execution.root
+        # No other task of one that is terminated runs any more.
+        tasks = [] if row.status == _TERMINATED else list(root._tasks)
+        if row.HasField("parent"):
+            tasks.append(self._own_task(root, ReportClose()))
+        if row.has_children:
+            tasks.append(self._own_task(root, EndChildren()))
+        self.commit.set_tasks(root, tasks)
+        row.root.Clear()
+        root._write_row(row.root)
+
+    def _own_task(self, root: Node, task: Task) -> StateMachineTask:
+        registration = self.registry.task(task.type.id)
+        serializer = self.registry.task_serializer(task.type.id)
+        assert registration is not None
+        assert serializer is not None
+        ref = self.ref_to(root, root._count, self.ids.new(self.now_nanos))
+        return self._write_task(ref, task, registration.group, serializer)
+
     def put_back(self, row: ExecutionRow) -> None:
         """Have the parked tasks of the execution put back into their queues, by whoever sweeps."""
         state = self.execution.root._state
@@ -222,6 +255,8 @@ class Planner:
         serializer = self.registry.task_serializer(type_id)
         if registration is None or serializer is None:
             raise NotRegisteredError(f"task type {task.type.name!r} (id {type_id}) is not registered")
+        if type_id == _START_CHILD:
+            self.starts_child = True
         task_id = self.ids.new(self.now_nanos)
         ref = self.ref_to(node, count, task_id)
         try:
@@ -241,6 +276,11 @@ class Planner:
             for other in same:
                 tasks.remove(other)
                 self.withdraw(other)
+        tasks.append(self._write_task(ref, task, registration.group, serializer))
+
+    def _write_task(
+        self, ref: Ref, task: Task, group: str, serializer: TaskSerializer[Any]
+    ) -> StateMachineTask:
         try:
             data = serializer.serialize(task)
         except HSMError:
@@ -248,15 +288,19 @@ class Planner:
         except Exception as error:
             raise SerializationError(f"task {task.type.name!r} cannot be serialized: {error}") from error
         message = StateMachineTask(
-            id=task_id, type=type_id, data=data, machine_transition_count=count, group=registration.group
+            id=ref.task_id,
+            type=task.type.id,
+            data=data,
+            machine_transition_count=ref.transition_count,
+            group=group,
         )
         kind = task.kind
         write_kind(message.kind, kind)
-        tasks.append(message)
         queued = QueuedTask.fresh(self.partition, message, ref, task, kind, self.execution.trace)
         self.write(queued.key, queued.value())
         self.commit.queued.append(queued)
-        self.commit.decoded[task_id] = task
+        self.commit.decoded[ref.task_id] = task
+        return message
 
     def withdraw(self, pending: StateMachineTask) -> None:
         """Delete the row of a pending task, be it new or old."""
@@ -288,12 +332,16 @@ class Planner:
             pending[node] = kept
 
     def withdraw_all(self, pending: dict[Node, list[StateMachineTask]], node: Node) -> None:
-        """Take all tasks off a node, dead letters too."""
+        """Take all tasks off a node, dead letters too; but for those of which the node knows nothing."""
+        kept: list[StateMachineTask] = []
         for message in node._tasks:
+            if message.type in DETACHED:
+                kept.append(message)
+                continue
             self.withdraw(message)
             if message.dead:
                 self.delete(dead_letter_key(message.id))
-        pending[node] = []
+        pending[node] = kept
 
     def is_stale(self, message: StateMachineTask, node: Node) -> bool:
         task = self.execution.decoded.get(message.id)

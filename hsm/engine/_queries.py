@@ -11,6 +11,7 @@ from google.protobuf.text_format import MessageToString
 
 from hsm.engine._execution import decode_row, load_execution
 from hsm.engine._executions import Executions, translated
+from hsm.engine._family import parent_of
 from hsm.engine._lookup import find_rows
 from hsm.engine._rows import QueuedTask, kind_of
 from hsm.engine._search import read_value
@@ -102,6 +103,7 @@ def _info_of(key: ExecutionKey, row: ExecutionRow) -> ExecutionInfo:
         paused=bool(row.paused),
         attributes={name: read_value(value) for name, value in row.search_attributes.items()},
         memo=row.memo,
+        parent=parent_of(row),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from hsm.engine._children import DETACHED
 from hsm.engine._execution import Execution, load_execution
 from hsm.engine._logs import engine_logger, of_partition, of_task
 from hsm.engine._lookup import find_rows, home_keys
@@ -51,11 +52,18 @@ async def repair(
     while True:
         execution = await load_execution(store, OpenRegistry(registry), key, partition, ALL_ROWS)
         execution.join(cluster)
-        if execution.foreign or execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED:
-            # Its machines still name tasks, which run no more, or elsewhere.
+        if execution.foreign:
+            # Its machines still name tasks, which run elsewhere.
             return []
+        terminated = execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED
         begin(execution, reading=True)
-        pending = [(node, task) for node in execution.root.walk() for task in node._tasks if not task.dead]
+        pending = [
+            (node, task)
+            for node in execution.root.walk()
+            for task in node._tasks
+            # The other tasks of one that is terminated run no more.
+            if not task.dead and (not terminated or task.type in DETACHED)
+        ]
         tasks = [task for _, task in pending]
         found = await find_rows(store, partition, key, tasks, in_memory)
         lost = [_queued(execution, node, task, now_nanos) for node, task in pending if task.id not in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from hsm.engine._children import DETACHED
 from hsm.engine._execution import decode_row
 from hsm.engine.clock import from_nanos, to_nanos
 from hsm.engine.telemetry import TraceContext
@@ -30,6 +31,7 @@ __all__ = [
     "QueueKey",
     "QueuedTask",
     "decode_task",
+    "is_detached",
     "kind_of",
     "task_row",
     "task_row_key",
@@ -203,6 +205,11 @@ class QueuedTask:
                 self.row.failures + 1,
             )
         return self._ref
+
+
+def is_detached(task: QueuedTask | None) -> bool:
+    """Whether a task runs also when its execution was terminated."""
+    return task is not None and task.row is not None and task.row.info.type in DETACHED
 
 
 def _version(message: VersionMessage) -> VersionedTransition:

@@ -7,7 +7,7 @@ from typing import Final
 
 from hsm.engine._commit import check_task
 from hsm.engine._execution import Execution
-from hsm.engine._rows import QueuedTask
+from hsm.engine._rows import QueuedTask, is_detached
 from hsm.errors import (
     ExecutionClosedError,
     NotActiveError,
@@ -137,7 +137,7 @@ def check_open(execution: Execution) -> None:
         raise ExecutionClosedError(f"execution {namespace}/{id_} was terminated: {row.close_reason}")
 
 
-def check_runnable(execution: Execution, ref: Ref) -> None:
+def check_runnable(execution: Execution, ref: Ref, claim: QueuedTask | None) -> None:
     """Refuse to run a task of the machine that `ref` points to, unless that is allowed now.
 
     Raises:
@@ -147,7 +147,8 @@ def check_runnable(execution: Execution, ref: Ref) -> None:
     """
     if execution.foreign:
         raise StaleReferenceError(f"{ref} is of an execution that another cluster has taken over")
-    check_open(execution)
+    if not is_detached(claim):
+        check_open(execution)
     if is_paused(execution.row, ref.path):
         raise PausedError(f"{ref} is paused")
 

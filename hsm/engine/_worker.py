@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
 from hsm.engine._executions import Executions, translated
+from hsm.engine._family import OwnExecutor
 from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
 from hsm.engine._logs import engine_logger, of_task
@@ -59,6 +60,7 @@ class Worker:
         executions: Executions,
         dispatcher: Dispatcher,
         loader: Loader,
+        own: Mapping[type[Task], OwnExecutor],
     ) -> None:
         self._environment = environment
         self._store = store
@@ -68,6 +70,7 @@ class Worker:
         self._executions = executions
         self._dispatcher = dispatcher
         self._loader = loader
+        self._own = own
         self._limits = TimeLimits(options.clock)
 
     def close(self) -> None:
@@ -116,7 +119,7 @@ class Worker:
             limit = self._time_limit(task.row.info.type)
             run = task.run
             if limit is None or run is None:
-                await execute(self._registry, self._environment, ref, task.task)
+                await self._perform(ref, task.task)
             else:
                 await self._execute_within(limit, run, ref, task.task)
         except asyncio.CancelledError as error:
@@ -140,7 +143,7 @@ class Worker:
     async def _execute_within(self, limit: timedelta, run: asyncio.Task[None], ref: Ref, task: Task) -> None:
         self._limits.begin(run, limit)
         try:
-            await execute(self._registry, self._environment, ref, task)
+            await self._perform(ref, task)
         except asyncio.CancelledError as error:
             if self._limits.end(run):
                 raise TimeoutError(f"the executor took longer than {limit}") from error
@@ -149,6 +152,12 @@ class Worker:
             self._limits.end(run)
             raise
         self._limits.end(run)
+
+    def _perform(self, ref: Ref, task: Task) -> Awaitable[None]:
+        own = self._own.get(type(task))
+        if own is not None:
+            return own(ref, task)
+        return execute(self._registry, self._environment, ref, task)
 
     def _time_limit(self, type_id: int) -> timedelta | None:
         registration = self._registry.task(type_id)

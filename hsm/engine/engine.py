@@ -13,10 +13,12 @@ from typing import Self, TypeVar
 
 from hsm.engine import _queries
 from hsm.engine._access import Access
+from hsm.engine._children import register_child_executions
 from hsm.engine._commit import Commit
 from hsm.engine._deletion import expire
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions, translated
+from hsm.engine._family import Family
 from hsm.engine._listings import Listings
 from hsm.engine._observed import EngineGauges, ObservedExecutions, ObservedWorker, harmlessly, use
 from hsm.engine._operations import Operations
@@ -73,6 +75,7 @@ class Engine(Requests, Operations, Listings, Replication):
         environment: Callable[[Engine], Environment] | None = None,
     ) -> None:
         self._registry = registry
+        register_child_executions(registry)
         self._store = store
         self._options = options or EngineOptions()
         self._run_tasks = run_tasks
@@ -137,6 +140,7 @@ class Engine(Requests, Operations, Listings, Replication):
             self._executions,
             self._dispatcher,
             self._shards.loader,
+            Family(self._executions, self._starter, self._registry, self).executors,
         )
         try:
             await self._shards.open(run_tasks=self._run_tasks)

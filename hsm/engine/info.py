@@ -40,6 +40,7 @@ class ExecutionInfo:
         paused: whether tasks of it, or of some of its machines, are kept from running.
         attributes: the search attributes that its root shows.
         memo: what was given to `start` for whoever lists it.
+        parent: the execution that has started it as its child; None if none has.
     """
 
     key: ExecutionKey
@@ -52,6 +53,7 @@ class ExecutionInfo:
     paused: bool = False
     attributes: Mapping[str, SearchValue] = attrs.field(factory=dict[str, SearchValue], hash=False)
     memo: bytes = b""
+    parent: ExecutionKey | None = None
 
 
 @attrs.frozen

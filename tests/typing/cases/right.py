@@ -10,7 +10,18 @@ from typing import ClassVar, assert_type
 import attrs
 
 import hsm
-from hsm.engine import Call, Engine, Method, method
+from hsm.engine import (
+    Call,
+    Cancellable,
+    ChildExecution,
+    ChildObserver,
+    Children,
+    Engine,
+    HasExecutionResult,
+    Method,
+    Startable,
+    method,
+)
 from persistence.proto.hsm_pb2 import StateMachineKey
 
 
@@ -131,6 +142,30 @@ async def calls(engine: Engine, ref: hsm.Ref) -> None:
         Money,
     )
 
+
+class Parent:
+    """The root of an execution that has children, and is a child itself."""
+
+    def child_closed(self, node: hsm.Node, name: str, child: ChildExecution) -> hsm.TransitionOutput | None:
+        assert_type(child.result(Money), Money)
+        return None
+
+    def on_start(self, node: hsm.Node) -> None:
+        children = Children(node)
+        assert_type(children.start("a", Order()), hsm.Node)
+        assert_type(children.data("a"), ChildExecution)
+        assert_type(children.result("a", int), int)
+
+    def request_cancel(self, node: hsm.Node, reason: str) -> None: ...
+
+    def execution_result(self) -> Money:
+        return Money(1)
+
+
+observer: ChildObserver = Parent()
+startable: Startable = Parent()
+cancellable: Cancellable = Parent()
+with_result: HasExecutionResult = Parent()
 
 registry = hsm.Registry()
 registry.register_machine(hsm.attrs_definition(hsm.MachineType(1, "order"), Order))

@@ -1,0 +1,386 @@
+"""Child executions: started by a machine of another execution, which is told how they end."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import ClassVar, Final, Protocol, TypeVar, runtime_checkable
+
+import attrs
+
+from hsm.codec import result_codec
+from hsm.errors import SerializationError, StaleReferenceError
+from hsm.machine import Lifecycle, MachineType
+from hsm.ref import ExecutionKey, Ref
+from hsm.registry import Registry
+from hsm.task import ImmediateKind, Task, TaskKind, TaskType
+from hsm.transition import TransitionOutput, transitions
+from hsm.tree import Collection, Node
+from hsm.tree._data import encode
+from persistence.proto.execution_pb2 import (
+    ChildClosePolicy,
+    ChildExecutionInfo,
+    ChildExecutionState,
+    ExecutionKey as ExecutionKeyMessage,
+    ExecutionStatus,
+)
+
+__all__ = [
+    "CHILD_EXECUTION",
+    "DETACHED",
+    "ChildExecution",
+    "ChildInfo",
+    "ChildObserver",
+    "ChildState",
+    "Children",
+    "ClosePolicy",
+    "Closing",
+    "EndChildren",
+    "HasExecutionResult",
+    "ReportClose",
+    "StartChild",
+    "Startable",
+    "note_close",
+    "note_start",
+    "register_child_executions",
+    "schedule",
+]
+
+ResultT = TypeVar("ResultT")
+
+_OURS: Final = -(2**31)
+"""The lowest thousand ids of machine types and task types are the engine's own."""
+
+CHILD_EXECUTION: Final = MachineType(_OURS + 1, "hsm.ChildExecution")
+"""The machine type of child executions in the trees of their parents."""
+
+_GROUP: Final = "hsm.children"
+_NO_KEY: Final = ExecutionKey("", "")
+
+
+class ChildState(enum.Enum):
+    """How far the parent knows its child to be."""
+
+    SCHEDULED = "scheduled"
+    """It is going to be started."""
+    STARTED = "started"
+    CLOSED = "closed"
+    """It has ended, or could not be started."""
+
+
+class ClosePolicy(enum.Enum):
+    """What becomes of a child that is running when its parent closes, in whatever way.
+
+    Semantics: Temporal's parent close policy.
+    """
+
+    TERMINATE = "terminate"
+    """It is terminated; one that was not started yet is not."""
+    REQUEST_CANCEL = "request cancel"
+    """Its root is asked to end: it has to be `Cancellable`."""
+    ABANDON = "abandon"
+    """It goes on."""
+
+
+@runtime_checkable
+class ChildObserver(Protocol):
+    """Data of a machine that wants to know when one of its child executions has closed."""
+
+    def child_closed(self, node: Node, id: str, child: ChildExecution, /) -> TransitionOutput | None:
+        """A child has closed, or could not be started. Called in a transition of the machine, once a child.
+
+        It is part of the commit in which the parent learns of it. It is not called if the parent itself has
+        closed meanwhile.
+
+        Args:
+            node: of this machine.
+            id: of the child, as given to `Children.start`.
+            child: what is known of it.
+        """
+        ...
+
+
+@runtime_checkable
+class Startable(Protocol):
+    """Data of a root that knows what to do when it is started as a child."""
+
+    def on_start(self, node: Node, /) -> TransitionOutput | None:
+        """The first transition, in the commit that starts the execution."""
+        ...
+
+
+@runtime_checkable
+class HasExecutionResult(Protocol):
+    """Data of a root that leaves something for the parent when it closes."""
+
+    def execution_result(self) -> object:
+        """The result: of a class that `hsm.codec.result_codec` can keep."""
+        ...
+
+
+@attrs.define
+class ChildExecution:
+    """A child execution as its parent knows it: the data of a machine below the one that has started it.
+
+    Deleting that machine lets go of the child, as `ABANDON` does.
+
+    Attributes:
+        execution: namespace and id, and the run id once it is started; what is left empty is filled in then.
+        machine_type: id of its root's type.
+        data: of its root, until it is started.
+        close_policy: what becomes of it when the parent closes.
+        state: how far it is.
+        status: how it was closed; None until then, and if it could not be started.
+        close_state: the name of its root's last state.
+        error: why it could not be started, or was terminated.
+        raw_result: what its root has left; None if nothing.
+    """
+
+    execution: ExecutionKey
+    machine_type: int
+    data: bytes
+    close_policy: ClosePolicy = ClosePolicy.TERMINATE
+    state: ChildState = ChildState.SCHEDULED
+    status: Lifecycle | None = None
+    close_state: str = ""
+    error: str = ""
+    raw_result: bytes | None = None
+
+    def result(self, type_: type[ResultT]) -> ResultT:
+        """What its root has left, see `HasExecutionResult`.
+
+        Raises:
+            SerializationError: it has left nothing, or something else.
+        """
+        if self.raw_result is None:
+            raise SerializationError(f"child execution {self.execution} has left no result")
+        return result_codec(type_).deserialize(self.raw_result)
+
+    def regenerate_tasks(self, _: Node, /) -> Iterable[Task]:
+        """See `TaskRegenerator`."""
+        return (StartChild(),) if self.state is ChildState.SCHEDULED else ()
+
+
+class Children(Collection[ChildExecution]):
+    """The child executions of a machine: `Children(node).start("invoice", Invoice(...))` in a transition."""
+
+    __slots__ = ()
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node, CHILD_EXECUTION.id, ChildExecution)
+
+    def start(
+        self,
+        id: str,
+        data: object,
+        *,
+        execution: ExecutionKey = _NO_KEY,
+        machine_type: MachineType | None = None,
+        close_policy: ClosePolicy = ClosePolicy.TERMINATE,
+    ) -> Node:
+        """Have a child execution started after this commit; the machine that stands for it.
+
+        It is started by a task, which may run more than once, and starts one child. If its root is
+        `Startable`, that is its first transition.
+
+        Args:
+            id: among the children of this machine.
+            data: of its root.
+            execution: namespace and id; an empty namespace is that of the parent, an empty id is made from
+                the parent's.
+            machine_type: of its root; found by the class of `data` if it is not given.
+            close_policy: what becomes of it when the parent closes.
+
+        Raises:
+            StateMachineAlreadyExistsError: there is a child with this id.
+            NotRegisteredError: the machine type is not registered, or cannot be told from the data.
+        """
+        registry = self._node._state.registry
+        type_id = registry.type_of(data) if machine_type is None else machine_type.id
+        raw = encode(registry.required_machine(type_id), data)
+        child = ChildExecution(execution._replace(run_id=""), type_id, raw, close_policy)
+        node = self.add(id, child)
+        node.apply(schedule, None)
+        return node
+
+    def result(self, id: str, type_: type[ResultT]) -> ResultT:
+        """What a child has left, see `ChildExecution.result`."""
+        return self.data(id).result(type_)
+
+
+@attrs.frozen
+class ChildInfo:
+    """A child execution in a listing.
+
+    Attributes:
+        ref: to the machine that stands for it in the tree of its parent.
+        child: what the parent knows of it.
+    """
+
+    ref: Ref
+    child: ChildExecution
+
+
+@attrs.frozen
+class Closing:
+    """How a child has ended.
+
+    Attributes:
+        execution: with the run id, if it was ever started.
+        status: None if it was not.
+        state: the name of its root's state.
+        error: why it was terminated or not started.
+        result: what its root has left.
+    """
+
+    execution: ExecutionKey
+    status: Lifecycle | None
+    state: str = ""
+    error: str = ""
+    result: bytes | None = None
+
+
+_child: Final = transitions(ChildExecution)
+
+
+@_child.move([ChildState.SCHEDULED], ChildState.SCHEDULED)
+def schedule(_: ChildExecution, __: None, /) -> TransitionOutput:
+    """Have it started."""
+    return TransitionOutput((StartChild(),))
+
+
+@_child.move([ChildState.SCHEDULED], ChildState.STARTED)
+def note_start(child: ChildExecution, event: ExecutionKey) -> None:
+    """It is there, under this key."""
+    child.execution = event
+    child.data = b""
+
+
+@_child.move([ChildState.SCHEDULED, ChildState.STARTED], ChildState.CLOSED)
+def note_close(child: ChildExecution, event: Closing) -> None:
+    """It has ended."""
+    child.execution = event.execution
+    child.data = b""
+    child.status = event.status
+    child.close_state = event.state
+    child.error = event.error
+    child.raw_result = event.result
+
+
+@attrs.frozen
+class StartChild:
+    """Of the machine that stands for a child: starts it."""
+
+    type: ClassVar[TaskType] = TaskType(_OURS + 1, "hsm.StartChild")
+
+    @property
+    def kind(self) -> TaskKind:
+        return ImmediateKind()
+
+    def validate(self, ref: Ref, node: Node) -> None:
+        if node.data(ChildExecution).state is not ChildState.SCHEDULED:
+            raise StaleReferenceError(f"{ref} is started")
+
+
+@attrs.frozen
+class ReportClose:
+    """Of the root of a child that has closed: tells its parent."""
+
+    type: ClassVar[TaskType] = TaskType(_OURS + 2, "hsm.ReportClose")
+
+    @property
+    def kind(self) -> TaskKind:
+        return ImmediateKind()
+
+    def validate(self, ref: Ref, node: Node) -> None:
+        """It is valid until it has run."""
+
+
+@attrs.frozen
+class EndChildren:
+    """Of the root of an execution that has closed: does to its children what their policies say."""
+
+    type: ClassVar[TaskType] = TaskType(_OURS + 3, "hsm.EndChildren")
+
+    @property
+    def kind(self) -> TaskKind:
+        return ImmediateKind()
+
+    def validate(self, ref: Ref, node: Node) -> None:
+        """It is valid until it has run."""
+
+
+DETACHED: Final = frozenset({ReportClose.type.id, EndChildren.type.id})
+"""Ids of task types whose tasks run also when their execution was terminated."""
+
+
+class _Definition:
+    type = CHILD_EXECUTION
+    data_type = ChildExecution
+
+    def serialize(self, data: ChildExecution, /) -> bytes:
+        message = ChildExecutionInfo(
+            state=_STATES[data.state],
+            execution=ExecutionKeyMessage(
+                namespace=data.execution.namespace, id=data.execution.id, run_id=data.execution.run_id
+            ),
+            root_type=data.machine_type,
+            data=data.data,
+            close_policy=_POLICIES[data.close_policy],
+            close_state=data.close_state,
+            error=data.error,
+        )
+        if data.status is not None:
+            message.status = _STATUSES[data.status]
+        if data.raw_result is not None:
+            message.has_result = True
+            message.result = data.raw_result
+        return message.SerializeToString()
+
+    def deserialize(self, data: bytes, /) -> ChildExecution:
+        message = ChildExecutionInfo.FromString(data)
+        execution = message.execution
+        return ChildExecution(
+            ExecutionKey(execution.namespace, execution.id, execution.run_id),
+            message.root_type,
+            message.data,
+            _POLICY_OF[message.close_policy],
+            _STATE_OF[message.state],
+            _LIFECYCLE_OF.get(message.status),
+            message.close_state,
+            message.error,
+            message.result if message.has_result else None,
+        )
+
+
+_STATES: Final = {
+    ChildState.SCHEDULED: ChildExecutionState.CHILD_EXECUTION_STATE_SCHEDULED,
+    ChildState.STARTED: ChildExecutionState.CHILD_EXECUTION_STATE_STARTED,
+    ChildState.CLOSED: ChildExecutionState.CHILD_EXECUTION_STATE_CLOSED,
+}
+_STATE_OF: Final = {number: state for state, number in _STATES.items()}
+_POLICIES: Final = {
+    ClosePolicy.TERMINATE: ChildClosePolicy.CHILD_CLOSE_POLICY_TERMINATE,
+    ClosePolicy.REQUEST_CANCEL: ChildClosePolicy.CHILD_CLOSE_POLICY_REQUEST_CANCEL,
+    ClosePolicy.ABANDON: ChildClosePolicy.CHILD_CLOSE_POLICY_ABANDON,
+}
+_POLICY_OF: Final = {number: policy for policy, number in _POLICIES.items()}
+_STATUSES: Final = {
+    Lifecycle.RUNNING: ExecutionStatus.EXECUTION_STATUS_RUNNING,
+    Lifecycle.COMPLETED: ExecutionStatus.EXECUTION_STATUS_COMPLETED,
+    Lifecycle.FAILED: ExecutionStatus.EXECUTION_STATUS_FAILED,
+    Lifecycle.TERMINATED: ExecutionStatus.EXECUTION_STATUS_TERMINATED,
+}
+_LIFECYCLE_OF: Final = {number: status for status, number in _STATUSES.items()}
+
+
+def register_child_executions(registry: Registry) -> None:
+    """Make child executions known to a registry; an engine does it by itself, if nobody has done it.
+
+    For trees that have children, and no engine.
+    """
+    if registry.machine(CHILD_EXECUTION.id) is not None:
+        return
+    registry.register_machine(_Definition())
+    for task in (StartChild, ReportClose, EndChildren):
+        registry.register_task(task, group=_GROUP)
