@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ import persistence
 from hsm.testing import FaultyStore
 from hsm.testing.faults import Call
 from persistence import EngineStore
-from persistence.journal import Journal
+from persistence.journal import Clock, Journal, JournalOptions
 from tests.support.servers import Server
 
 KINDS: Final = [
@@ -25,6 +26,7 @@ KINDS: Final = [
 ]
 
 _numbers: Final = itertools.count()
+_SOON: Final = JournalOptions(poll_interval=timedelta(milliseconds=20))
 
 
 def database_url(kind: str, folder: Path, server_of: Callable[[str], Server]) -> str:
@@ -45,13 +47,13 @@ class World:
         self.faulty = FaultyStore(store)
         self.namespace = f"test-{next(_numbers)}"
 
-    def journal(self) -> Journal:
+    def journal(self, clock: Clock | None = None) -> Journal:
         """A journal on the store that can fail."""
-        return Journal(self.faulty, self.namespace)
+        return Journal(self.faulty, self.namespace, options=_SOON, clock=clock)
 
-    def other_journal(self) -> Journal:
+    def other_journal(self, clock: Clock | None = None) -> Journal:
         """A journal of somebody else, for whom nothing fails."""
-        return Journal(self.store, self.namespace)
+        return Journal(self.store, self.namespace, options=_SOON, clock=clock)
 
 
 @asynccontextmanager

@@ -1,0 +1,464 @@
+"""The coordinator: what it writes to two histories is completed, whatever crashes in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from hsm.aggregate import Sagas
+from hsm.components.ping_registry import (
+    ACTIVE_FOR,
+    COMPLETED_FOR,
+    EXPIRED,
+    ArgumentNotIdempotentError,
+    Coordinator,
+    InvalidNameError,
+    JournalError,
+    PingRegistryError,
+    StateCode,
+    StateConflictError,
+    SummaryCode,
+    UninitializedError,
+    WorkflowAbortedError,
+)
+from hsm.testing import FakeClock
+from persistence.journal import NO_VC, RETRY_NO_VC, Expectation, NewEvent
+from persistence.proto.nogevents_pb2 import Event as Message
+from tests.support.journals import World
+
+CARRIED_OUT = pytest.mark.parametrize("carried_out", [True, False], ids=["written", "lost"])
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def coordinator(world: World, clock: FakeClock) -> Coordinator:
+    return Coordinator(world.journal(clock), "reg", clock=clock)
+
+
+@pytest.fixture
+def other(world: World, clock: FakeClock) -> Coordinator:
+    """A coordinator in another process."""
+    return Coordinator(world.other_journal(clock), "reg", clock=clock)
+
+
+async def summarized(coordinator: Coordinator) -> UUID:
+    """A workflow that can be committed."""
+    begun = await coordinator.begin()
+    await coordinator.workflows.append_ping(begun.workflow_id, begun.workflow_vid, 0, "here")
+    await coordinator.workflows.post_summary(begun.workflow_id, NO_VC, 0, "all well")
+    return begun.workflow_id
+
+
+async def events_of(world: World, id_: UUID) -> list[int]:
+    return [event.message().event async for event in world.other_journal().find(id_)]
+
+
+async def pending(world: World) -> list[str]:
+    return [saga.id async for saga in Sagas(world.store, world.namespace).pending()]
+
+
+# In good weather
+
+
+async def test_begin_starts_and_lists_a_workflow(
+    coordinator: Coordinator, other: Coordinator, world: World
+) -> None:
+    begun = await coordinator.begin(expected_servers=("a", "b"))
+
+    state = await other.workflows.find(begun.workflow_id)
+    index = await other.index.find(other.index_id)
+    assert (state.vid, state.state_code) == (begun.workflow_vid, StateCode.INITIALIZED)
+    assert (state.registry_id, state.expected_servers) == (other.registry_id, ("a", "b"))
+    assert (index.vid, list(index.active)) == (begun.index_vid, [begun.workflow_id])
+    assert index.active[begun.workflow_id].started == begun.workflow_vid
+    assert await pending(world) == []
+
+
+async def test_begin_can_be_asked_for_again_at_any_time(coordinator: Coordinator, other: Coordinator) -> None:
+    id_ = uuid4()
+    first = await coordinator.begin(id_)
+    assert await other.begin(id_) == first
+    await other.workflows.append_ping(id_, NO_VC, 0, "here")
+
+    again = await coordinator.begin(id_)
+    assert (again.index_vid, len((await other.index.find(other.index_id)).active)) == (first.index_vid, 1)
+    with pytest.raises(StateConflictError):
+        await coordinator.begin(id_, request_id="another")
+    with pytest.raises(ArgumentNotIdempotentError):
+        await coordinator.begin(id_, expected_servers=("a",))
+
+
+async def test_commit_completes_first_the_workflow_then_the_index_then_ends(
+    coordinator: Coordinator, world: World
+) -> None:
+    id_ = await summarized(coordinator)
+    writes: list[UUID | str] = []
+
+    async def note(call: object) -> None:
+        operations = getattr(call, "request", None)
+        if getattr(call, "method", "") == "multi" and isinstance(operations, list):
+            keys = [operation.key for operation in operations]
+            writes.extend(
+                UUID(key[2:]) if key.startswith("h/") else "saga" for key in keys if key[:2] in {"h/", "pi"}
+            )
+
+    world.faulty.before = note
+    committed = await coordinator.commit(id_)
+
+    assert writes[-3:] == [id_, coordinator.index_id, id_]
+    assert await events_of(world, id_) == [111, 112, 113, 114, 115]
+    assert await events_of(world, coordinator.index_id) == [111, 114]
+    assert (await coordinator.workflows.find(id_)).vid == committed.workflow_vid
+    assert (await coordinator.index.find(coordinator.index_id)).vid == committed.index_vid
+    assert await pending(world) == []
+
+
+async def test_commit_can_be_asked_for_again_at_any_time(
+    coordinator: Coordinator, other: Coordinator
+) -> None:
+    id_ = await summarized(coordinator)
+    vid = (await coordinator.workflows.find(id_)).vid
+    first = await coordinator.commit(id_, vid)
+    later = await summarized(coordinator)
+    await coordinator.commit(later)
+
+    again = await other.commit(id_, vid)
+    assert again.workflow_vid == first.workflow_vid
+    with pytest.raises(StateConflictError):
+        await other.commit(id_, request_id="another")
+
+
+async def test_commit_checks_the_version_and_the_state(coordinator: Coordinator, world: World) -> None:
+    begun = await coordinator.begin()
+    id_ = begun.workflow_id
+    with pytest.raises(StateConflictError):
+        await coordinator.commit(id_)
+    await coordinator.workflows.post_summary(id_, NO_VC, 0, "all well")
+    with pytest.raises(JournalError, match="version"):
+        await coordinator.commit(id_, begun.workflow_vid)
+    with pytest.raises(UninitializedError):
+        await coordinator.commit(uuid4())
+
+    assert (await coordinator.workflows.find(id_)).state_code is StateCode.SUMMARIZED
+
+
+async def test_commit_for_a_version_that_has_gone_is_not_resumed(
+    coordinator: Coordinator, other: Coordinator, world: World
+) -> None:
+    begun = await coordinator.begin()
+    await coordinator.workflows.post_summary(begun.workflow_id, NO_VC, 0, "all well")
+    with pytest.raises(JournalError):
+        await coordinator.commit(begun.workflow_id, begun.workflow_vid)
+
+    await other.resume()
+    assert (await other.workflows.find(begun.workflow_id)).state_code is StateCode.SUMMARIZED
+
+
+async def test_workflow_of_another_registry_is_refused(coordinator: Coordinator, world: World) -> None:
+    id_ = await summarized(Coordinator(world.other_journal(), "other"))
+
+    for refused in (coordinator.commit(id_), coordinator.get(id_)):
+        with pytest.raises(StateConflictError, match="registry"):
+            await refused
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "x" * 65])
+async def test_names_are_checked(world: World, name: str) -> None:
+    with pytest.raises(InvalidNameError):
+        Coordinator(world.journal(), name)
+
+
+# What was gathered
+
+
+async def test_get_tells_how_far_the_workflow_is(coordinator: Coordinator) -> None:
+    id_ = uuid4()
+    with pytest.raises(UninitializedError):
+        await coordinator.get(id_)
+    seen = []
+    for step in (
+        lambda: coordinator.begin(id_),
+        lambda: coordinator.workflows.append_ping(id_, NO_VC, 0, "here"),
+        lambda: coordinator.workflows.post_summary(id_, NO_VC, 1, "not well"),
+        lambda: coordinator.commit(id_),
+    ):
+        await step()
+        gathered = await coordinator.get(id_)
+        seen.append((gathered.code, gathered.message, gathered.complete))
+
+    assert seen == [
+        (SummaryCode.ACTIVE, "initialized", False),
+        (SummaryCode.ACTIVE, "appending", False),
+        (SummaryCode.SUMMARIZED, "not well", True),
+        (1, "not well", True),
+    ]
+    assert (SummaryCode.ACTIVE, SummaryCode.SUMMARIZED) == (101, 100)
+
+
+@pytest.mark.parametrize("end", ["summary", "abort"])
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_wait_wakes_up_on_summary_and_on_abort(world: World, end: str, elsewhere: bool) -> None:
+    waiting = Coordinator(world.journal(), "reg")
+    acting = Coordinator(world.other_journal(), "reg") if elsewhere else waiting
+    begun = await waiting.begin()
+    id_ = begun.workflow_id
+    wait = asyncio.create_task(waiting.get(id_, wait=True, timeout=timedelta(seconds=60)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    await acting.workflows.append_ping(id_, RETRY_NO_VC, 0, "here")
+    if end == "summary":
+        await acting.workflows.post_summary(id_, RETRY_NO_VC, 0, "all well")
+    else:
+        await acting.workflows.abort_expired(id_, RETRY_NO_VC)
+
+    gathered = await wait
+    assert gathered.complete
+    assert (gathered.code, gathered.message) == (
+        (100, "all well") if end == "summary" else (EXPIRED, "expired")
+    )
+
+
+async def test_wait_comes_to_an_end(world: World) -> None:
+    coordinator = Coordinator(world.journal(), "reg")
+    begun = await coordinator.begin()
+
+    with pytest.raises(TimeoutError):
+        await coordinator.get(begun.workflow_id, wait=True, timeout=timedelta(milliseconds=50))
+    with pytest.raises(UninitializedError):
+        await coordinator.get(uuid4(), wait=True)
+
+
+# Crashes
+
+
+async def crashing(
+    world: World,
+    clock: FakeClock,
+    write: int,
+    step: Callable[[Coordinator], Awaitable[object]],
+    *,
+    carried_out: bool,
+    registry: str = "reg",
+) -> bool:
+    """Carry out a step in a process that dies at a write; whether it did."""
+    world.faulty.cut_off_at(world.faulty.writes + write, carried_out=carried_out)
+    dying = Coordinator(world.journal(clock), registry, clock=clock)
+    try:
+        await step(dying)
+    except PingRegistryError:
+        assert world.faulty.is_cut_off
+    died = world.faulty.is_cut_off
+    world.faulty.reconnect()
+    return died
+
+
+@CARRIED_OUT
+@pytest.mark.parametrize("who", ["caller", "daemon"])
+async def test_begin_is_completed_after_a_crash_at_any_write(
+    world: World, clock: FakeClock, other: Coordinator, who: str, carried_out: bool
+) -> None:
+    for write in itertools.count(1):
+        id_ = uuid4()
+
+        async def begin(dying: Coordinator, id_: UUID = id_) -> None:
+            await dying.begin(id_, expected_servers=("a",))
+
+        died = await crashing(world, clock, write, begin, carried_out=carried_out)
+        if who == "caller" or (write == 1 and not carried_out):
+            await other.begin(id_, expected_servers=("a",))
+        else:
+            await other.resume()
+        assert await events_of(world, id_) == [111]
+        assert (await other.workflows.find(id_)).expected_servers == ("a",)
+        assert list((await other.index.find(other.index_id)).active)[-1] == id_
+        assert await pending(world) == []
+        if not died:
+            break
+    assert write == 5
+    assert await events_of(world, other.index_id) == [111] * write
+
+
+@CARRIED_OUT
+@pytest.mark.parametrize("who", ["caller", "daemon"])
+@pytest.mark.parametrize("versioned", [True, False])
+async def test_commit_is_completed_after_a_crash_at_any_write(
+    world: World, clock: FakeClock, other: Coordinator, who: str, versioned: bool, carried_out: bool
+) -> None:
+    for write in itertools.count(1):
+        id_ = await summarized(other)
+        vid = (await other.workflows.find(id_)).vid if versioned else NO_VC
+
+        async def commit(dying: Coordinator, id_: UUID = id_, vid: Expectation = vid) -> None:
+            await dying.commit(id_, vid)
+
+        died = await crashing(world, clock, write, commit, carried_out=carried_out)
+        if who == "caller" or (write == 1 and not carried_out):
+            await other.commit(id_, vid)
+        else:
+            await other.resume()
+        assert await events_of(world, id_) == [111, 112, 113, 114, 115]
+        index = await other.index.find(other.index_id)
+        assert (len(index.active), len(index.completed)) == (0, write)
+        assert index.completed[id_].completed == (await other.workflows.find(id_)).completion.event_id
+        assert await pending(world) == []
+        if not died:
+            break
+    assert write == 6
+
+
+@CARRIED_OUT
+async def test_expiry_is_completed_after_a_crash_at_any_write(
+    world: World, clock: FakeClock, carried_out: bool
+) -> None:
+    for write in itertools.count(1):
+        registry = f"reg-{write}"
+        other = Coordinator(world.other_journal(clock), registry, clock=clock)
+        id_ = (await other.begin()).workflow_id
+        clock.advance(ACTIVE_FOR + timedelta(seconds=1))
+        died = await crashing(world, clock, write, expire_or_fail, registry=registry, carried_out=carried_out)
+        report = await other.expire()
+        assert report.failures == ()
+        assert await events_of(world, id_) == [111, 114, 115]
+        state = await other.workflows.find(id_)
+        assert (state.summary_status.code, state.summary_status.message) == (EXPIRED, "expired")
+        assert id_ in (await other.index.find(other.index_id)).completed
+        assert await pending(world) == []
+        if not died:
+            break
+    assert write == 6
+
+
+@CARRIED_OUT
+async def test_deletion_is_completed_after_a_crash_at_any_write(
+    world: World, clock: FakeClock, other: Coordinator, carried_out: bool
+) -> None:
+    for write in itertools.count(1):
+        id_ = await summarized(other)
+        await other.commit(id_)
+        clock.advance(COMPLETED_FOR + timedelta(seconds=1))
+        died = await crashing(world, clock, write, expire_or_fail, carried_out=carried_out)
+        report = await other.expire()
+        assert report.failures == ()
+        with pytest.raises(UninitializedError):
+            await other.workflows.find(id_)
+        index = await other.index.find(other.index_id)
+        assert (dict(index.active), dict(index.completed)) == ({}, {})
+        if not died:
+            break
+    assert write == 3
+    assert await events_of(world, other.index_id) == [111, 114, 116] * write
+
+
+async def expire_or_fail(coordinator: Coordinator) -> None:
+    report = await coordinator.expire()
+    for _, error in report.failures:
+        raise error
+
+
+async def test_command_under_way_is_not_that_of_another_request(
+    world: World, clock: FakeClock, other: Coordinator
+) -> None:
+    id_ = await summarized(other)
+    assert await crashing(
+        world, clock, 1, lambda dying: dying.commit(id_, request_id="first"), carried_out=True
+    )
+
+    with pytest.raises(StateConflictError, match="under way"):
+        await other.commit(id_, request_id="second")
+    assert await other.resume() == 1
+    assert (await other.workflows.find(id_)).state_code is StateCode.TERMINATED
+
+
+async def test_commit_lists_a_workflow_whose_begin_has_crashed(
+    world: World, clock: FakeClock, other: Coordinator
+) -> None:
+    id_ = uuid4()
+    assert await crashing(world, clock, 3, lambda dying: dying.begin(id_), carried_out=False)
+    assert dict((await other.index.find(other.index_id)).active) == {}
+    await other.workflows.post_summary(id_, NO_VC, 0, "all well")
+    await other.commit(id_)
+
+    assert await events_of(world, other.index_id) == [111, 114]
+    await other.resume()
+    assert await events_of(world, other.index_id) == [111, 114]
+    assert await pending(world) == []
+
+
+# Expiry
+
+
+async def test_only_what_is_too_old_expires(coordinator: Coordinator, clock: FakeClock) -> None:
+    old = (await coordinator.begin()).workflow_id
+    clock.advance(timedelta(hours=1))
+    young = (await coordinator.begin()).workflow_id
+    clock.advance(ACTIVE_FOR - timedelta(hours=1))
+    assert (await coordinator.expire()).aborted == ()
+    clock.advance(timedelta(milliseconds=2))
+
+    assert (await coordinator.expire()).aborted == (old,)
+    assert (await coordinator.expire()).aborted == ()
+    index = await coordinator.index.find(coordinator.index_id)
+    assert (list(index.active), list(index.completed)) == ([young], [old])
+    clock.advance(COMPLETED_FOR)
+    report = await coordinator.expire()
+    assert (report.aborted, report.deleted) == ((young,), ())
+    clock.advance(timedelta(milliseconds=2))
+    assert (await coordinator.expire()).deleted == (old,)
+
+
+async def test_aborted_workflow_cannot_be_committed(coordinator: Coordinator, clock: FakeClock) -> None:
+    id_ = await summarized(coordinator)
+    clock.advance(ACTIVE_FOR * 2)
+    await coordinator.expire()
+
+    for _ in range(2):
+        with pytest.raises(WorkflowAbortedError, match="104 expired"):
+            await coordinator.commit(id_)
+    assert (await coordinator.get(id_)).code == EXPIRED
+
+
+async def test_workflow_that_fails_does_not_keep_the_others(
+    coordinator: Coordinator, world: World, clock: FakeClock
+) -> None:
+    ids = [(await coordinator.begin()).workflow_id for _ in range(3)]
+    await world.other_journal().commit(
+        ids[1], [NewEvent.of(Message(event=Message.EV_SNAPSHOT_BEGIN))], RETRY_NO_VC
+    )
+    clock.advance(ACTIVE_FOR * 2)
+
+    report = await coordinator.expire()
+
+    assert set(report.aborted) == {ids[0], ids[2]}
+    assert [id_ for id_, _ in report.failures] == [ids[1]]
+
+
+async def test_index_of_many_short_workflows_is_written_anew(coordinator: Coordinator, world: World) -> None:
+    journal = world.other_journal()
+    started, completed, deleted = (
+        Message.EV_FSO_PING_REGISTRY_STARTED,
+        Message.EV_FSO_PING_REGISTRY_COMPLETED,
+        Message.EV_FSO_PING_REGISTRY_DELETED,
+    )
+    messages = [
+        NewEvent.of(
+            Message(event=event, workflow_id=UUID(int=number).bytes, workflow_event_id=bytes(15) + b"1")
+        )
+        for number in range(334)
+        for event in (started, completed, deleted)
+    ]
+    for start in range(0, len(messages), 30):
+        await journal.commit(coordinator.index_id, messages[start : start + 30], RETRY_NO_VC)
+
+    assert (await coordinator.expire()).snapshot
+    assert not (await coordinator.expire()).snapshot
+    assert (await coordinator.index.find(coordinator.index_id)).events_since_snapshot == 0
