@@ -148,6 +148,7 @@ class Coordinator:
         self.registry: Final = registry
         self.registry_id: Final = registry_id(registry)
         self.index_id: Final = index_id(registry)
+        options = options or AggregateOptions(clock=self._clock)
         self.workflows: Final = Workflows(journal, options)
         self.index: Final = WorkflowIndex(journal, options)
         self._sagas = Sagas(journal.store, journal.namespace)
