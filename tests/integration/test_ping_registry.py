@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 import attrs
 import pytest
+from rich.console import Console
 
-from tests.support.deliveries import TIME_LIMIT_SECONDS, Result, ended, hsm, start_hsm
+import persistence
+from hsm.cli import _app, _ping_registry
+from hsm.cli._ping_registry import NAMESPACE
+from hsm.components.ping_registry import Workflows
+from persistence.journal import EventId, Journal
+from tests.support.deliveries import TIME_LIMIT_SECONDS, Result, ended, start_hsm
 from tests.support.journals import database_url
 from tests.support.servers import Server
 
@@ -21,7 +30,6 @@ KINDS = [
     pytest.param("valkey", marks=pytest.mark.server),
 ]
 SERVERS = ("s1", "s2", "s3")
-EXPECTED = [argument for server in SERVERS for argument in ("--expect", server)]
 
 
 @attrs.define
@@ -52,34 +60,74 @@ class Participant:
 
 @attrs.define
 class Scene:
-    """A database, and the commands on it."""
+    """A database, the processes on it, and an administrator in this process, because a process takes its time."""
 
     url: str
     folder: Path
     stack: AsyncExitStack
 
-    async def run(self, command: str, *arguments: str) -> Result:
-        return await hsm("ping-registry", command, "--db", self.url, "reg", *arguments, folder=self.folder)
-
     async def start(self, command: str, *arguments: str) -> Participant:
         process = await start_hsm(
             "ping-registry", command, "--db", self.url, "reg", *arguments, folder=self.folder
         )
-        participant = Participant(process)
         self.stack.push_async_callback(_put_to_an_end, process)
+        return Participant(process)
+
+    async def registry(self) -> Participant:
+        return await self._ready("serve-registry", "--window", "1", "--interval", "1")
+
+    async def server(self, name: str) -> Participant:
+        return await self._ready("serve-server", name, "--interval", "0.5")
+
+    async def _ready(self, command: str, *arguments: str) -> Participant:
+        participant = await self.start(command, *arguments)
         await participant.until("ready")
         return participant
 
-    async def registry(self) -> Participant:
-        return await self.start("serve-registry", "--window", "1", "--interval", "1")
+    async def begin(self) -> UUID:
+        out = io.StringIO()
+        status = await _ping_registry.begin(
+            _console(out), self.url, NAMESPACE, "reg", workflow=None, expected=SERVERS, request_id=""
+        )
+        assert status == 0
+        return UUID(value("workflow", out.getvalue()))
 
-    async def server(self, name: str) -> Participant:
-        return await self.start("serve-server", name, "--interval", "0.1")
+    async def get(self, workflow: UUID, wait: float | None = None) -> tuple[int, str]:
+        out = io.StringIO()
+        status = await _ping_registry.get(
+            _console(out), self.url, NAMESPACE, "reg", workflow=workflow, wait=wait
+        )
+        return status, out.getvalue()
 
-    async def begin(self) -> str:
-        begun = await self.run("begin", *EXPECTED)
-        assert begun.status == 0, begun.err
-        return value("workflow", begun)
+    async def commit(self, workflow: UUID, vid: str | None) -> str:
+        out = io.StringIO()
+        version = None if vid is None else EventId.parse(vid)
+        status = await _ping_registry.commit(
+            _console(out), self.url, NAMESPACE, "reg", workflow=workflow, vid=version
+        )
+        assert status == 0
+        return value("workflowVid", out.getvalue())
+
+    async def status(self) -> str:
+        out = io.StringIO()
+        assert await _ping_registry.status(_console(out), self.url, NAMESPACE, "reg") == 0
+        return out.getvalue()
+
+    async def until_servers_have_pinged(self, workflow: UUID) -> None:
+        """Return when each of the servers has sent all its pings."""
+        async with (
+            asyncio.timeout(TIME_LIMIT_SECONDS),
+            persistence.connect(self.url) as store,
+            Journal(store, NAMESPACE) as journal,
+            journal.subscribe(workflow) as subscription,
+        ):
+            workflows = Workflows(journal)
+            while sum(ping.sender in SERVERS for ping in (await workflows.find(workflow)).pings) < 9:
+                await subscription.wait()
+
+
+def _console(out: io.StringIO) -> Console:
+    return Console(file=out, width=300)
 
 
 async def _put_to_an_end(process: asyncio.subprocess.Process) -> None:
@@ -94,14 +142,14 @@ async def scene_of(url: str, folder: Path) -> AsyncIterator[Scene]:
         yield Scene(url, folder, stack)
 
 
-def value(name: str, result: Result) -> str:
-    (found,) = re.findall(rf"^{name}: (\S.*?)(?:  #.*)?$", result.out, re.MULTILINE)
+def value(name: str, out: str) -> str:
+    (found,) = re.findall(rf"^{name}: (\S.*?)(?:  #.*)?$", out, re.MULTILINE)
     return str(found)
 
 
-def pings(result: Result) -> list[str]:
+def pings(out: str) -> list[str]:
     """Who has sent which ping: what stands behind the time and the code."""
-    return re.findall(r"^- \S+Z 0 \w+: (\w+ ping \d)$", result.out, re.MULTILINE)
+    return re.findall(r"^- \S+Z 0 \w+: (\w+ ping \d)$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,86 +157,74 @@ async def test_story_ends_summarised_and_committed_whoever_is_killed(
     kind: str, tmp_path: Path, server_of: Callable[[str], Server]
 ) -> None:
     async with scene_of(database_url(kind, tmp_path, server_of), tmp_path) as scene:
-        registry, s1, s2, s3 = await asyncio.gather(scene.registry(), *map(scene.server, SERVERS))
+        registry, _, s2, s3 = await asyncio.gather(scene.registry(), *map(scene.server, SERVERS))
 
         # Everybody is there in the end, though the second server and the registry are killed after a ping.
         workflow = await scene.begin()
-        waiting = await start_hsm(
-            "ping-registry", "get", "--db", scene.url, "reg", "--workflow", workflow, "--wait", "60",
-            folder=tmp_path,
-        )  # fmt: skip
+        waiting = await scene.start("get", "--workflow", str(workflow), "--wait", str(TIME_LIMIT_SECONDS))
         await asyncio.gather(s2.until("ping 1"), registry.until("ping 1"))
         await asyncio.gather(s2.kill(), registry.kill())
-        s2 = await scene.server("s2")
-        await asyncio.gather(*[server.until("ping 3") for server in (s1, s2, s3)])
-        registry = await scene.registry()
-        first = await ended(waiting)
+        await scene.server("s2")
+        await scene.until_servers_have_pinged(workflow)
+        await scene.registry()
+        first = await ended(waiting.process)
         print(first.out)
         assert first.status == 0, first.err
-        assert value("statusMessage", first) == "{ totalCount: 12, errorCount: 0 }"
+        assert value("statusMessage", first.out) == "{ totalCount: 12, errorCount: 0 }"
         senders = ("registry", *SERVERS)
-        assert sorted(pings(first)) == sorted(f"{sender} ping {k}" for sender in senders for k in (1, 2, 3))
+        assert sorted(pings(first.out)) == sorted(
+            f"{sender} ping {k}" for sender in senders for k in (1, 2, 3)
+        )
 
         # One of them stays away.
         await s3.kill()
         other = await scene.begin()
-        second = await scene.run("get", "--workflow", other, "--wait", "60")
-        print(second.out)
+        _, second = await scene.get(other, wait=TIME_LIMIT_SECONDS)
+        print(second)
         assert value("statusCode", second) == "100"
         assert "missing: s3" in value("statusMessage", second)
 
-        committed = [
-            await scene.run("commit", "--workflow", workflow, "--vid", value("workflowVid", first)),
-            await scene.run("commit", "--workflow", other, "--no-vid"),
-            await scene.run("commit", "--workflow", workflow, "--vid", value("workflowVid", first)),
-        ]
-        assert [result.status for result in committed] == [0, 0, 0], committed
-        assert committed[2].out.splitlines()[1] == committed[0].out.splitlines()[1]
-        gathered = [await scene.run("get", "--workflow", id_) for id_ in (workflow, other)]
-        assert [value("statusCode", result) for result in gathered] == ["0", "1"]
-        assert [result.status for result in gathered] == [0, 1]
-        listed = await scene.run("status")
-        print(listed.out)
-        assert sorted(line.split()[0::1][1] for line in listed.out.splitlines()) == ["completed"] * 2
-        assert all("terminated" in line for line in listed.out.splitlines())
+        vid = value("workflowVid", first.out)
+        committed = await scene.commit(workflow, vid)
+        await scene.commit(other, None)
+        assert await scene.commit(workflow, vid) == committed
+        gathered = [await scene.get(id_) for id_ in (workflow, other)]
+        assert [(status, value("statusCode", out)) for status, out in gathered] == [(0, "0"), (1, "1")]
+        listed = (await scene.status()).splitlines()
+        print(*listed, sep="\n")
+        assert [line.split()[1::2] for line in listed] == [["completed", "terminated"]] * 2
 
 
-async def test_commands_tell_what_is_wrong(tmp_path: Path) -> None:
-    async with scene_of(f"sqlite:///{tmp_path / 'state.db'}", tmp_path) as scene:
-        unknown = "00000000-0000-0000-0000-000000000001"
-        begun = await scene.run("begin", "--workflow", unknown)
-        results = {
-            "begin": begun,
-            "again": await scene.run("begin", "--workflow", unknown),
-            "other servers": await scene.run("begin", "--workflow", unknown, "--expect", "s1"),
-            "early": await scene.run("commit", "--workflow", unknown, "--no-vid"),
-            "stale": await scene.run("commit", "--workflow", unknown, "--vid", "0" * 26),
-            "no version": await scene.run("commit", "--workflow", unknown),
-            "bad version": await scene.run("commit", "--workflow", unknown, "--vid", "x"),
-            "no summary": await scene.run("get", "--workflow", unknown, "--wait", "0.1"),
-            "unknown": await scene.run("get", "--workflow", unknown[:-1] + "2"),
-            "active": await scene.run("get", "--workflow", unknown),
-        }
+def test_commands_tell_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = "00000000-0000-0000-0000-000000000001"
 
-        assert {name: result.status for name, result in results.items()} == {
-            "begin": 0,
-            "again": 0,
-            "other servers": 2,
-            "early": 2,
-            "stale": 2,
-            "no version": 2,
-            "bad version": 2,
-            "no summary": 2,
-            "unknown": 2,
-            "active": 0,
-        }
-        assert results["again"].out == begun.out
-        assert "ExpectedServers" in results["other servers"].err
-        assert "conflicts with aggregate state" in results["early"].err
-        assert "version" in results["stale"].err
-        assert "ULID" in results["bad version"].err
-        assert "no summary" in results["no summary"].err
-        assert "uninitialized" in results["unknown"].err
-        assert value("statusCode", results["active"]) == "101"
-        assert all(len(result.err.splitlines()) <= 4 for result in results.values())
-        assert not any("Traceback" in result.err for result in results.values())
+    def run(command: str, *arguments: str) -> Result:
+        url = f"sqlite:///{tmp_path / 'state.db'}"
+        monkeypatch.setattr(sys, "argv", ["hsm", "ping-registry", command, "--db", url, "reg", *arguments])
+        status = _app.run()
+        return Result(status, *capsys.readouterr())
+
+    begun = run("begin", "--workflow", unknown)
+    cases = {
+        "begun again": (run("begin", "--workflow", unknown), 0, ""),
+        "other servers": (run("begin", "--workflow", unknown, "--expect", "s1"), 2, "ExpectedServers"),
+        "early": (run("commit", "--workflow", unknown, "--no-vid"), 2, "conflicts with aggregate state"),
+        "stale": (run("commit", "--workflow", unknown, "--vid", "0" * 26), 2, "version"),
+        "no version": (run("commit", "--workflow", unknown), 2, "--no-vid"),
+        "bad version": (run("commit", "--workflow", unknown, "--vid", "x"), 2, "--vid"),
+        "no summary": (run("get", "--workflow", unknown, "--wait", "0.1"), 2, "no summary"),
+        "unknown": (run("get", "--workflow", unknown[:-1] + "2"), 2, "uninitialized"),
+        "active": (run("get", "--workflow", unknown), 0, ""),
+        "listed": (run("status"), 0, ""),
+    }
+
+    assert {name: result.status for name, (result, _, _) in cases.items()} == {
+        name: status for name, (_, status, _) in cases.items()
+    }
+    assert [name for name, (result, _, text) in cases.items() if text not in result.err] == []
+    assert [name for name, (result, _, _) in cases.items() if "Traceback" in result.err] == []
+    assert cases["begun again"][0].out == begun.out
+    assert value("statusCode", cases["active"][0].out) == "101"
+    assert cases["listed"][0].out.split()[:2] == [unknown, "active"]
