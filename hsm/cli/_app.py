@@ -14,6 +14,7 @@ import click
 from hsm.cli import _deliver, _demo, _inspect, _stores
 from hsm.cli._database import NAMESPACE, URL_VARIABLE, named_by_environment
 from hsm.cli._fsm import fsm
+from hsm.cli._ping_registry_commands import ping_registry
 from hsm.cli._running import UNUSABLE, err, out, run_command, tell
 from hsm.errors import HSMError
 from persistence.errors import PersistenceError
@@ -163,6 +164,7 @@ def stores(url: str | None, as_json: bool) -> int:
 
 
 cli.add_command(fsm)
+cli.add_command(ping_registry)
 
 
 def _chosen(url: str | None) -> str | None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from uuid import UUID
 
 import click
-from rich.console import Console
 
 from hsm.cli import _ping_registry
 from hsm.cli._database import URL_VARIABLE
+from hsm.cli._running import out, run_command
 from persistence.journal import EventId
 
-__all__ = ["ping_registry_group"]
-
-Run = Callable[[Coroutine[None, None, int]], int]
+__all__ = ["ping_registry"]
 
 
 _database = click.option(
@@ -46,117 +43,116 @@ _interval = click.option(
 )
 
 
-def ping_registry_group(run: Run, out: Callable[[], Console]) -> click.Group:
-    """The commands; `run` carries one out."""
+@click.group("ping-registry")
+def ping_registry() -> None:
+    """Ask the servers of a registry whether they are there: an example of a workflow made of events."""
 
-    @click.group("ping-registry")
-    def group() -> None:
-        """Ask the servers of a registry whether they are there: an example of a workflow made of events."""
 
-    @group.command("serve-registry")
-    @_database
-    @_namespace
-    @click.option(
-        "--window",
-        type=click.FloatRange(0, 86400),
-        default=10.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="From the start of a workflow to its summary.",
-    )
-    @_pings
-    @_interval
-    @_registry
-    def serve_registry(
-        url: str, namespace: str, window: float, pings: int, interval: float, registry: str
-    ) -> int:
-        """Run the daemon of REGISTRY: it pings, summarises, and completes what a crash has left."""
-        return run(
-            _ping_registry.serve_registry(
-                out(), url, namespace, registry, window=window, pings=pings, interval=interval
-            )
+@ping_registry.command("serve-registry")
+@_database
+@_namespace
+@click.option(
+    "--window",
+    type=click.FloatRange(0, 86400),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="From the start of a workflow to its summary.",
+)
+@_pings
+@_interval
+@_registry
+def serve_registry(
+    url: str, namespace: str, window: float, pings: int, interval: float, registry: str
+) -> int:
+    """Run the daemon of REGISTRY: it pings, summarises, and completes what a crash has left."""
+    return run_command(
+        _ping_registry.serve_registry(
+            out(), url, namespace, registry, window=window, pings=pings, interval=interval
         )
-
-    @group.command("serve-server")
-    @_database
-    @_namespace
-    @_pings
-    @_interval
-    @_registry
-    @click.argument("name")
-    def serve_server(url: str, namespace: str, pings: int, interval: float, registry: str, name: str) -> int:
-        """Run the server NAME of REGISTRY."""
-        return run(
-            _ping_registry.serve_server(out(), url, namespace, registry, name, pings=pings, interval=interval)
-        )
-
-    @group.command()
-    @_database
-    @_namespace
-    @click.option("--workflow", type=click.UUID, metavar="UUID", help="Made unless given.")
-    @click.option("--expect", "expected", multiple=True, metavar="NAME", help="A server that has to ping.")
-    @click.option(
-        "--request-id",
-        default="",
-        help="The same request is carried out once; the workflow's id unless given.",
     )
-    @_registry
-    def begin(
-        url: str,
-        namespace: str,
-        workflow: UUID | None,
-        expected: tuple[str, ...],
-        request_id: str,
-        registry: str,
-    ) -> int:
-        """Begin a workflow in REGISTRY."""
-        return run(
-            _ping_registry.begin(
-                out(), url, namespace, registry, workflow=workflow, expected=expected, request_id=request_id
-            )
-        )
 
-    @group.command()
-    @_database
-    @_namespace
-    @_workflow
-    @click.option(
-        "--wait",
-        is_flag=False,
-        flag_value=10.0,
-        type=click.FloatRange(0, 86400),
-        metavar="[SECONDS]",
-        help="Until there is a summary or an abort; 10 seconds at most unless given.",
+
+@ping_registry.command("serve-server")
+@_database
+@_namespace
+@_pings
+@_interval
+@_registry
+@click.argument("name")
+def serve_server(url: str, namespace: str, pings: int, interval: float, registry: str, name: str) -> int:
+    """Run the server NAME of REGISTRY."""
+    return run_command(
+        _ping_registry.serve_server(out(), url, namespace, registry, name, pings=pings, interval=interval)
     )
-    @_registry
-    def get(url: str, namespace: str, workflow: UUID, wait: float | None, registry: str) -> int:
-        """Print the pings and the summary of a workflow.
 
-        Exits with 1 if the servers are not well or the workflow was aborted, 2 if there is no summary yet.
-        """
-        return run(_ping_registry.get(out(), url, namespace, registry, workflow=workflow, wait=wait))
 
-    @group.command()
-    @_database
-    @_namespace
-    @_workflow
-    @click.option("--vid", type=EventId.parse, metavar="VERSION", help="The version that was looked at.")
-    @click.option("--no-vid", is_flag=True, help="Whatever the version is.")
-    @_registry
-    def commit(
-        url: str, namespace: str, workflow: UUID, vid: EventId | None, no_vid: bool, registry: str
-    ) -> int:
-        """Accept the summary of a workflow."""
-        if no_vid == (vid is not None):
-            raise click.UsageError("one of --vid and --no-vid has to be given")
-        return run(_ping_registry.commit(out(), url, namespace, registry, workflow=workflow, vid=vid))
+@ping_registry.command()
+@_database
+@_namespace
+@click.option("--workflow", type=click.UUID, metavar="UUID", help="Made unless given.")
+@click.option("--expect", "expected", multiple=True, metavar="NAME", help="A server that has to ping.")
+@click.option(
+    "--request-id",
+    default="",
+    help="The same request is carried out once; the workflow's id unless given.",
+)
+@_registry
+def begin(
+    url: str,
+    namespace: str,
+    workflow: UUID | None,
+    expected: tuple[str, ...],
+    request_id: str,
+    registry: str,
+) -> int:
+    """Begin a workflow in REGISTRY."""
+    return run_command(
+        _ping_registry.begin(
+            out(), url, namespace, registry, workflow=workflow, expected=expected, request_id=request_id
+        )
+    )
 
-    @group.command()
-    @_database
-    @_namespace
-    @_registry
-    def status(url: str, namespace: str, registry: str) -> int:
-        """List the workflows of REGISTRY."""
-        return run(_ping_registry.status(out(), url, namespace, registry))
 
-    return group
+@ping_registry.command()
+@_database
+@_namespace
+@_workflow
+@click.option(
+    "--wait",
+    is_flag=False,
+    flag_value=10.0,
+    type=click.FloatRange(0, 86400),
+    metavar="[SECONDS]",
+    help="Until there is a summary or an abort; 10 seconds at most unless given.",
+)
+@_registry
+def get(url: str, namespace: str, workflow: UUID, wait: float | None, registry: str) -> int:
+    """Print the pings and the summary of a workflow.
+
+    Exits with 1 if the servers are not well or the workflow was aborted, 2 if there is no summary yet.
+    """
+    return run_command(_ping_registry.get(out(), url, namespace, registry, workflow=workflow, wait=wait))
+
+
+@ping_registry.command()
+@_database
+@_namespace
+@_workflow
+@click.option("--vid", type=EventId.parse, metavar="VERSION", help="The version that was looked at.")
+@click.option("--no-vid", is_flag=True, help="Whatever the version is.")
+@_registry
+def commit(url: str, namespace: str, workflow: UUID, vid: EventId | None, no_vid: bool, registry: str) -> int:
+    """Accept the summary of a workflow."""
+    if no_vid == (vid is not None):
+        raise click.UsageError("one of --vid and --no-vid has to be given")
+    return run_command(_ping_registry.commit(out(), url, namespace, registry, workflow=workflow, vid=vid))
+
+
+@ping_registry.command()
+@_database
+@_namespace
+@_registry
+def status(url: str, namespace: str, registry: str) -> int:
+    """List the workflows of REGISTRY."""
+    return run_command(_ping_registry.status(out(), url, namespace, registry))
