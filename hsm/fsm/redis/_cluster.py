@@ -254,6 +254,8 @@ class ClusterWriter:
             if owner is None:
                 continue
             id_ = as_bytes(owner)
+            # The outcome may be all that has followed so far.
+            await self.look(id_.decode(), name, ())
             (number,) = await self._ask((waiting, (b"HGET", waiting, id_)))
             machine = self._layout.machine(id_.decode(), name)
             await self._finish(machine, name, id_.decode(), (), [event_id.encode()], number)
