@@ -302,13 +302,15 @@ async def _prepare(address: str, machine: str) -> None:
         await store.put_state_machine(machine, new_state_machine(orders()), expected_revision=0)
 
 
-def run_kills(server: Server, *, backwards: bool) -> tuple[dict[str, int], list[str]]:
+def run_kills(
+    server: Server, *, actions: Sequence[str] = tuple(ACTIONS), backwards: bool = False
+) -> tuple[dict[str, int], list[str]]:
     """How often each action was killed until it got through, and what was wrong."""
     watcher = Watcher(RawRedis(server))
     watcher.raw.clear()
     kills: dict[str, int] = {}
     with nursed(watcher.raw.address) as start:
-        for action in ACTIONS:
+        for action in actions:
             for commands in range(_MOST_COMMANDS):
                 machine = f"{action}-{commands}"
                 watcher.where = f"{action} killed after {commands} commands"

@@ -121,7 +121,10 @@ def open_store(where: str) -> StoreManager:
     kind, _, place = where.partition(" ")
     if kind == "database":
         return DatabaseStore(place, options=DatabaseOptions(timeout=_TIMEOUT, max_attempts=1000))
-    return RedisStore(place, kind == "cluster", timeout=_TIMEOUT)
+    if kind == "cluster":
+        return RedisStore(place, is_cluster=True, timeout=_TIMEOUT)
+    database, _, address = place.partition(" ")
+    return RedisStore(address, db=int(database), timeout=_TIMEOUT)
 
 
 async def work(where: str, number: int, scale: Scale) -> None:
@@ -311,7 +314,12 @@ def place_of(kind: str) -> Iterator[str]:
     with running(server_kind) as server:
         raw = RawRedis(server)
         raw.clear()
-        yield f"{'cluster' if raw.is_cluster else 'server'} {raw.address}"
+        yield place_on_redis(raw)
+
+
+def place_on_redis(raw: RawRedis) -> str:
+    """A database as processes are told of it."""
+    return f"cluster {raw.address}" if raw.is_cluster else f"server {raw.database} {raw.address}"
 
 
 def main() -> None:

@@ -1,0 +1,130 @@
+"""Configured machines on a cluster: what follows from a decision is written by whoever comes next."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from hsm.fsm import InvalidDataError, RedisStore, new_event, new_state_machine
+from persistence.proto.statemachine_pb2 import EventOutcome, FiniteStateMachine
+from tests.conftest import NewServer
+from tests.crash.fsm_cluster_kills import run_kills
+from tests.support.fsm.configurations import orders
+from tests.support.fsm.redis_world import RedisWorld, raw_redis
+from tests.support.raw_redis import RawRedis
+from tests.support.servers import Server
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+async def world(server_of: Callable[[str], Server], new_server: NewServer) -> AsyncIterator[RedisWorld]:
+    async with RedisWorld(raw_redis("valkey-cluster", server_of, new_server)) as world:
+        yield world
+
+
+@pytest.fixture
+async def store(world: RedisWorld) -> RedisStore:
+    store = await world.open()
+    await store.put_config(orders())
+    await store.put_state_machine("1", new_state_machine(orders()))
+    return store
+
+
+@pytest.fixture
+def raw(world: RedisWorld) -> RawRedis:
+    return world.raw
+
+
+@pytest.mark.parametrize("action", ["send", "accept_and_refuse", "replace"])
+def test_process_may_be_killed_between_any_two_commands(
+    action: str, server_of: Callable[[str], Server], new_server: NewServer
+) -> None:
+    server = raw_redis("valkey-cluster", server_of, new_server).server
+
+    kills, problems = run_kills(server, actions=[action])
+
+    assert problems == []
+    assert kills[action] > 4
+
+
+async def test_keys_of_one_machine_are_spread_over_nodes(store: RedisStore, raw: RawRedis) -> None:
+    """Else the other tests here would show little."""
+    for number in range(20):
+        await store.put_state_machine(f"{number}", new_state_machine(orders()))
+        await store.tx_process_event(f"{number}", "orders", new_event("accept"))
+
+    counts = raw.execute_everywhere("DBSIZE")
+
+    assert len(counts) == 3
+    assert all(isinstance(count, int) and count > 5 for count in counts)
+
+
+async def test_member_that_a_crash_has_left_behind_is_left_out_and_removed(
+    store: RedisStore, raw: RawRedis
+) -> None:
+    raw.add("fsm:orders:state#shipped", "1", "nobody")
+
+    assert await store.get_all_in_state("orders", "shipped") == []
+    assert raw.members("fsm:orders:state#shipped") == set()
+    assert await store.get_all_in_state("orders", "start") == ["1"]
+
+
+async def test_member_on_its_way_is_not_removed(store: RedisStore, raw: RawRedis) -> None:
+    # Somebody is about to move the machine in its next turn, which is the second.
+    raw.add("fsm:orders:state#accepted", "1")
+    raw.execute("HSET", "hsm:{fsm:orders:state#accepted}:turns", "1", "2")
+
+    assert await store.get_all_in_state("orders", "accepted") == []
+    assert raw.members("fsm:orders:state#accepted") == {"1"}
+    # The machine got into its second turn, but by another way.
+    await store.put_state_machine("1", FiniteStateMachine(config_id="orders:v1", state="shipped"))
+
+    assert await store.get_all_in_state("orders", "accepted") == []
+    assert raw.members("fsm:orders:state#accepted") == set()
+
+
+async def test_decision_whose_maker_has_died_is_followed_by_the_next_event(
+    store: RedisStore, raw: RawRedis
+) -> None:
+    outcome = EventOutcome(id="1", config="orders", revision=2).SerializeToString()
+    raw.put("fsm:orders#1", FiniteStateMachine(config_id="orders:v1", state="accepted").SerializeToString())
+    journal = "hsm:{fsm:orders#1}:journal"
+    raw.execute(
+        "HSET", journal, "turn", "2", "move 2", "start", "event e1", b"0 %d %b" % (len(outcome), outcome)
+    )
+    raw.add("fsm:orders:state#accepted", "1")
+
+    assert (await store.tx_process_event("1", "orders", new_event("ship"))).code == EventOutcome.Ok
+
+    assert (await store.get_outcome_for_event("e1", "orders")).revision == 2
+    assert raw.members("fsm:orders:state#start") == set()
+    assert raw.members("fsm:orders:state#accepted") == set()
+    assert raw.members("fsm:orders:state#shipped") == {"1"}
+    assert raw.execute("HKEYS", journal) == [b"turn"]
+
+
+async def test_sets_are_repaired_on_a_cluster_too(store: RedisStore, raw: RawRedis) -> None:
+    raw.add("fsm:orders:state#shipped", "1")
+    raw.execute("SREM", "fsm:orders:state#start", "1")
+
+    assert await store.repair("orders") == 2
+
+    assert raw.members("fsm:orders:state#start") == {"1"}
+    assert raw.members("fsm:orders:state#shipped") == set()
+
+
+async def test_braces_that_choose_a_slot_are_served(store: RedisStore) -> None:
+    for id_ in ("{a}", "x{a}y", "{a", "x{a}{b}"):
+        await store.put_state_machine(id_, new_state_machine(orders()))
+        assert (await store.tx_process_event(id_, "orders", new_event("accept"))).code == EventOutcome.Ok
+
+    assert set(await store.get_all_in_state("orders", "accepted")) == {"{a}", "x{a}y", "{a", "x{a}{b}"}
+
+
+async def test_braces_that_leave_no_room_beside_a_key_are_refused(store: RedisStore, raw: RawRedis) -> None:
+    with pytest.raises(InvalidDataError, match="braces"):
+        await store.put_state_machine("a}b", new_state_machine(orders()))
+
+    assert raw.get("fsm:orders#a}b") is None
