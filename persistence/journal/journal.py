@@ -16,6 +16,7 @@ import attrs
 from persistence.features import require
 from persistence.journal._appending import Appender
 from persistence.journal._coding import Coding
+from persistence.journal._combining import FIRST_PAUSE_NS, TRIES, Combiner
 from persistence.journal._heads import Heads
 from persistence.journal._reading import Reader
 from persistence.journal._rows import partition_of
@@ -32,11 +33,6 @@ from persistence.journal.versions import RETRY_NO_VC, Expectation
 from persistence.store import EngineStore, Store
 
 __all__ = ["TRIES", "Journal", "JournalOptions"]
-
-TRIES: Final = 6
-"""How often `RETRY_NO_VC` tries."""
-
-_FIRST_PAUSE_NS: Final = 5_000_000
 
 
 @attrs.frozen(kw_only=True)
@@ -131,6 +127,14 @@ class Journal:
             subscribe=self.subscribe,
         )
         self._gates: dict[UUID, _Gate] = {}
+        self._combiner = Combiner(
+            self._appender,
+            serialized=self.serialized,
+            clock=self.clock,
+            chance=self._random,
+            observer=self.observer,
+            most=self.store.limits.operations - 2,
+        )
 
     def __repr__(self) -> str:
         return f"<Journal {self.namespace!r} in {self.store!r}>"
@@ -172,7 +176,7 @@ class Journal:
             history: which history; its first commit makes it, with `EPOCH` or without an expectation.
             events: in order.
             expected: the version it must have, or `NO_VC` (one try), or `RETRY_NO_VC` (up to six tries, with
-                growing pauses; the commits of one process to one history come one after the other).
+                growing pauses; those that a process makes to one history at the same time go together).
             type: the type of a history that this commit makes: chooses its trim policy.
 
         Raises:
@@ -189,27 +193,12 @@ class Journal:
         if not events:
             return Committed(expected if isinstance(expected, EventId) else await self.head(history))
         if expected is RETRY_NO_VC:
-            async with self.serialized(history):
-                committed = await self._commit_with_retries(history, events, type)
+            committed = await self._combiner.commit(history, events, type)
         else:
             committed = await self._appender.append(history, events, expected, type)
         self.observer.committed(history, len(committed.events))
         self.notifier.post(history)
         return committed
-
-    async def _commit_with_retries(self, history: UUID, events: Sequence[NewEvent], type_: str) -> Committed:
-        pause = _FIRST_PAUSE_NS
-        tries = 0
-        while True:
-            try:
-                return await self._appender.append(history, events, RETRY_NO_VC, type_)
-            except VersionConflictError as error:
-                tries += 1
-                if tries == TRIES:
-                    raise RetryNoVCError(history, tries, error) from error
-                self.observer.retried(history)
-            await sleep(self.clock, int(self._random.uniform(0, pause)))
-            pause *= 2
 
     def serialized(self, history: UUID) -> AbstractAsyncContextManager[None]:
         """Wait for those in this process that have entered for the same history before.
@@ -296,7 +285,7 @@ class Journal:
                 tries += 1
                 if tries == TRIES:
                     raise RetryNoVCError(history, tries, error) from error
-            await sleep(self.clock, int(self._random.uniform(0, _FIRST_PAUSE_NS << tries)))
+            await sleep(self.clock, int(self._random.uniform(0, FIRST_PAUSE_NS << tries)))
 
     def subscribe(self, history: UUID | None = None) -> Subscription:
         """Signals for a history, or for all of the namespace: subscribe, then find, then wait.

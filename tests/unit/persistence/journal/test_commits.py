@@ -311,3 +311,41 @@ async def test_kept_heads_are_bounded(store: EngineStore) -> None:
 
     for history in histories:
         assert await codes(journal, history) == [1, 2]
+
+
+async def test_commits_that_go_together_have_each_their_own_outcome(journal: Journal) -> None:
+    """One of them is too large, one repeats what is there, and one gives up waiting."""
+    first = await journal.commit(HISTORY, numbered(0), EPOCH)
+    too_many = [NewEvent(b"")] * journal.store.limits.operations
+    tasks = [
+        asyncio.ensure_future(journal.commit(HISTORY, events, RETRY_NO_VC))
+        for events in (numbered(1, 2), too_many, [first.events[0].again()], numbered(3), numbered(4))
+    ]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(outcomes[1], TransactionTooLargeError)
+    assert isinstance(outcomes[3], asyncio.CancelledError)
+    found = await drain(journal.find(HISTORY))
+    assert [event.message().status_code for event in found if event.message().status_code != 3] == [
+        0,
+        1,
+        2,
+        4,
+    ]
+    for outcome, expected in ((outcomes[0], [1, 2]), (outcomes[2], [0]), (outcomes[4], [4])):
+        assert not isinstance(outcome, BaseException)
+        assert [event.message().status_code for event in outcome.events] == expected
+        assert set(outcome.events) <= set(found)
+
+
+async def test_commits_that_go_together_are_one_transaction(store: EngineStore) -> None:
+    faulty = FaultyStore(store)
+    journal = Journal(faulty, "tests")
+
+    await asyncio.gather(*(journal.commit(HISTORY, numbered(n), RETRY_NO_VC) for n in range(100)))
+
+    assert await codes(journal, HISTORY) == list(range(100))
+    assert faulty.writes <= 3
