@@ -48,7 +48,7 @@ def public_modules(package: str) -> list[str]:
 
 def is_public(name: str) -> bool:
     """Whether neither the module nor a package around it is private or generated."""
-    return not any(part.startswith("_") or part.endswith("_pb2") for part in name.split("."))
+    return not any(part.startswith("_") or part.endswith(("_pb2", "_pb2_grpc")) for part in name.split("."))
 
 
 def exports(module: ModuleType) -> list[str]:
