@@ -18,10 +18,10 @@ async def publish(outcome: EventOutcome) -> None: ...
 
 store = DatabaseStore("memory://")
 # mypy-error: Incompatible types in assignment
-# pyright-error: "Half" is not assignable to "ConfigStore"
+# pyright-error: "Half" is not assignable to declared type "ConfigStore"
 half: ConfigStore = Half()
 # mypy-error: Cannot infer value of type parameter "StateT"
-# pyright-error: "str"
+# pyright-error: str
 configuration_of([pay], name="orders", start="NEW")
 # mypy-error: incompatible type
 # pyright-error: "EventResponse" is not assignable to "EventOutcome"
