@@ -123,9 +123,9 @@ async def executions_to_repair(store: EngineStore, partition: str) -> AsyncItera
         if len(batch) >= _KEYS_AT_ONCE:
             suspects = await _suspects(store, partition, batch) - suspects
             batch.clear()
-            for suspect in suspects:
+            for suspect in sorted(suspects):
                 yield suspect
-    for suspect in await _suspects(store, partition, batch) - suspects:
+    for suspect in sorted(await _suspects(store, partition, batch) - suspects):
         yield suspect
 
 

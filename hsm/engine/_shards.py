@@ -280,7 +280,8 @@ class Shards:
     ) -> list[Exception]:
         """Do something with each shard; one of which it fails keeps the others from nothing."""
         failures: list[Exception] = []
-        for partition in list(partitions):
+        # In order, so that a run can be repeated.
+        for partition in sorted(partitions):
             try:
                 await work(partition)
             except StoreUnavailableError:

@@ -1,0 +1,207 @@
+"""Engines that are broken on purpose: the simulation has to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Final
+from unittest.mock import patch
+
+import attrs
+
+from hsm.engine import _closing, _executions, _planner, _start, _sweeper, _transaction
+from hsm.engine._execution import Execution
+from hsm.engine._executions import Executions
+from hsm.engine._loader import Loader
+from hsm.engine._planner import Planner
+from hsm.engine._rows import QueuedTask
+from hsm.engine._worker import Worker
+from hsm.engine.deadlines import DeadlineQueue
+from hsm.errors import CommitConflictError
+from persistence import errors as storage
+from persistence.store import CheckRequest, DeleteRequest, Operation, SetRequest
+from tests.simulation.store import SimulatedStore
+
+__all__ = ["BREAKS", "broken"]
+
+_QUEUES: Final = ("t/", "o/", "i/")
+
+
+def _careless_multi(careless: Callable[[Operation], bool]) -> AbstractContextManager[Any]:
+    """A store that does not check the etags of some rows."""
+    multi = SimulatedStore.multi
+
+    async def careless_multi(self: SimulatedStore, operations: Sequence[Operation]) -> str:
+        kept: list[Operation] = []
+        for operation in operations:
+            if not careless(operation):
+                kept.append(operation)
+            elif not isinstance(operation, CheckRequest):
+                kept.append(attrs.evolve(operation, etag=None))
+        return await multi(self, kept) if kept else ""
+
+    return patch.object(SimulatedStore, "multi", careless_multi)
+
+
+def _version() -> AbstractContextManager[Any]:
+    def careless(operation: Operation) -> bool:
+        return (
+            operation.key.startswith("e/")
+            and bool(operation.etag)
+            and not isinstance(operation, CheckRequest)
+        )
+
+    return _careless_multi(careless)
+
+
+def _task_row() -> AbstractContextManager[Any]:
+    return _careless_multi(lambda operation: operation.key.startswith(_QUEUES))
+
+
+def _dirty() -> AbstractContextManager[Any]:
+    plan = _planner.plan
+
+    def forgetful(registry: Any, ids: Any, execution: Execution, *arguments: Any, **options: Any) -> Any:
+        dirty = execution.root._state.dirty
+        for node in dirty:
+            if len(node.path) == 2:
+                dirty[node] = False
+        return plan(registry, ids, execution, *arguments, **options)
+
+    return patch.object(_executions, "plan", forgetful)
+
+
+def _outbox() -> AbstractContextManager[Any]:
+    new_task = Planner.new_task
+
+    def lose(self: Planner, *arguments: Any) -> None:
+        new_task(self, *arguments)
+        if len(self.commit.queued) > 1:
+            key = self.commit.queued.pop().key
+            self.operations[:] = [operation for operation in self.operations if operation.key != key]
+
+    return patch.object(Planner, "new_task", lose)
+
+
+def _unknown() -> AbstractContextManager[Any]:
+    translated = _executions.translated
+
+    def sure(error: storage.PersistenceError) -> Exception:
+        if isinstance(error, storage.CommitOutcomeUnknownError):
+            return CommitConflictError("it cannot have taken place")
+        return translated(error)
+
+    return patch.object(_executions, "translated", sure)
+
+
+def _stale_reads() -> AbstractContextManager[Any]:
+    async def is_current(self: Executions, execution: Execution) -> bool:
+        return True
+
+    return patch.object(Executions, "_is_current", is_current)
+
+
+def _rollback() -> AbstractContextManager[Any]:
+    def keep(execution: Execution) -> None:
+        execution.root._state.sealed = True
+
+    return patch.object(_executions, "roll_back", keep)
+
+
+def _validation() -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    for module in (_planner, _transaction):
+        stack.enter_context(patch.object(module, "check_task", lambda task, ref, node: None))
+    return stack
+
+
+def _polls() -> AbstractContextManager[Any]:
+    async def poll(self: Loader, until_nanos: int, partitions: object = None) -> None:
+        """See nothing."""
+
+    return patch.object(Loader, "poll", poll)
+
+
+def _sweeping() -> AbstractContextManager[Any]:
+    async def sweep(store: object, partition: str, row: object) -> None:
+        """Leave everything as it is."""
+
+    return patch.object(_sweeper, "_sweep_execution", sweep)
+
+
+def _pauses() -> AbstractContextManager[Any]:
+    return patch.object(_executions, "check_runnable", lambda execution, ref: None)
+
+
+def _timers() -> AbstractContextManager[Any]:
+    put = DeadlineQueue.put
+
+    def early(self: DeadlineQueue[Any], key: Any, deadline: int) -> None:
+        put(self, key, deadline - 10**9)
+
+    return patch.object(DeadlineQueue, "put", early)
+
+
+def _requests() -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    for module in (_closing, _start):
+        stack.enter_context(patch.object(module, "has_seen", lambda row, request: False))
+    return stack
+
+
+def _letters() -> AbstractContextManager[Any]:
+    async def throw_away(self: Worker, task: QueuedTask, error: Exception) -> None:
+        await self._write([DeleteRequest(partition=task.partition, key=task.key, etag=task.etag)])
+
+    return patch.object(Worker, "_bury", throw_away)
+
+
+def _index() -> AbstractContextManager[Any]:
+    show = Planner._show
+
+    def once(self: Planner, row: Any, shown: Any) -> None:
+        if len(shown) and self.execution.etag is None:
+            show(self, row, shown)
+
+    return patch.object(Planner, "_show", once)
+
+
+def _singletons() -> AbstractContextManager[Any]:
+    new_task = _planner.Planner.new_task
+
+    def twice(self: Planner, pending: Any, node: Any, count: int, task: Any) -> None:
+        # The rows of those that are replaced stay.
+        before = list(self.operations)
+        new_task(self, pending, node, count, task)
+        self.operations[:] = [
+            operation
+            for operation in self.operations
+            if operation in before or isinstance(operation, SetRequest)
+        ]
+
+    return patch.object(Planner, "new_task", twice)
+
+
+BREAKS: Final[dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] = {
+    "version": ("a commit does not check the version of its execution", _version),
+    "task-row": ("a write of a task does not check that its row is still there", _task_row),
+    "dirty": ("changes of machines two levels down are forgotten", _dirty),
+    "outbox": ("only the first task of a commit gets a row", _outbox),
+    "unknown": ("a commit of unknown outcome counts as one that has not taken place", _unknown),
+    "stale-reads": ("nobody looks whether a tree in memory is out of date", _stale_reads),
+    "rollback": ("what a transaction did to the tree stays when it fails", _rollback),
+    "validation": ("tasks that have become pointless are carried out", _validation),
+    "polls": ("nobody looks for tasks that other processes have written", _polls),
+    "sweeping": ("machines of deleted executions stay", _sweeping),
+    "pauses": ("tasks of a paused execution run", _pauses),
+    "timers": ("timers fire a second early", _timers),
+    "requests": ("nobody remembers the requests that an execution has carried out", _requests),
+    "letters": ("tasks are thrown away instead of becoming dead letters", _letters),
+    "index": ("the index of search attributes is not kept up", _index),
+    "singletons": ("rows of tasks that are replaced stay", _singletons),
+}
+
+
+def broken(name: str) -> AbstractContextManager[Any]:
+    """An engine with this defect, in the block."""
+    return BREAKS[name][1]()
