@@ -197,6 +197,14 @@ def diagram(configuration: str, language: str, machine: str, target: TargetOptio
 @click.option("--sqs-events", metavar="QUEUE", help="Take events from this queue (name or URL).")
 @click.option("--sqs-dead-letters", metavar="QUEUE", help="For its messages that nobody can process.")
 @click.option("--sqs-outcomes", metavar="QUEUE", help="Publish outcomes to this queue.")
+@click.option(
+    "--sqs-visibility",
+    type=click.FloatRange(1, 43200),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a message is ours; extended while it is worked on.",
+)
 @click.option("--sqs-endpoint", metavar="URL", help="Of another server than Amazon's.")
 @click.option("--sqs-region", metavar="REGION", envvar="AWS_REGION", show_envvar=True, help="Of the queues.")
 @click.option(
@@ -230,6 +238,7 @@ def serve(
     sqs_events: str | None,
     sqs_dead_letters: str | None,
     sqs_outcomes: str | None,
+    sqs_visibility: float,
     sqs_endpoint: str | None,
     sqs_region: str | None,
     stream_url: str | None,
@@ -266,6 +275,7 @@ def serve(
         sqs_events=sqs_events,
         sqs_dead_letters=sqs_dead_letters,
         sqs_outcomes=sqs_outcomes,
+        sqs_visibility=timedelta(seconds=sqs_visibility),
         sqs_endpoint=sqs_endpoint,
         sqs_region=sqs_region,
         stream_url=stream_url or "",

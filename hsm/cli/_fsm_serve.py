@@ -47,6 +47,7 @@ class ServeOptions:
     sqs_events: str | None
     sqs_dead_letters: str | None
     sqs_outcomes: str | None
+    sqs_visibility: timedelta
     sqs_endpoint: str | None
     sqs_region: str | None
     stream_url: str
@@ -141,7 +142,9 @@ async def _messages(
         from hsm.fsm.service import sqs  # noqa: PLC0415 - likewise
 
         session = AioSession()
-        where = sqs.SQSOptions(endpoint_url=options.sqs_endpoint, region=options.sqs_region)
+        where = sqs.SQSOptions(
+            endpoint_url=options.sqs_endpoint, region=options.sqs_region, visibility=options.sqs_visibility
+        )
         if options.sqs_events:
             opened = sqs.sqs_queue(
                 options.sqs_events, where, dead_letters=options.sqs_dead_letters, session=session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 import grpc
@@ -14,7 +15,9 @@ from hsm.cli._errors import CommandError
 from hsm.cli._fsm_options import DatabaseOptions, TargetOptions
 from hsm.errors import HSMError
 from hsm.fsm.database import DatabaseOptions as StoreOptions, DatabaseStore
+from hsm.fsm.keys import DEFAULT_MAX_RETRIES
 from hsm.fsm.processor import EventProcessor
+from hsm.fsm.redis import RedisStore, RedisStoreOptions
 from hsm.fsm.service.calls import Calls
 from hsm.fsm.service.codes import status_of
 from hsm.fsm.service.tls import ClientTLS
@@ -32,6 +35,8 @@ from persistence.proto.statemachine_pb2 import (
     PutResponse,
 )
 from persistence.proto.statemachine_pb2_grpc import StatemachineServiceStub
+from persistence.settings import Properties, host_and_port
+from persistence.stores.redis.settings import parse_url
 
 if TYPE_CHECKING:
     from persistence.proto.statemachine_pb2_grpc import StatemachineServiceAsyncStub
@@ -41,6 +46,8 @@ __all__ = ["CallError", "Target", "checked", "open_machines", "open_target"]
 T = TypeVar("T")
 
 
+# The commands can wait longer than a call between programs.
+_REDIS_TIMEOUT: Final = timedelta(seconds=2)
 _REFUSALS: Final = frozenset(
     {
         grpc.StatusCode.ABORTED,
@@ -157,11 +164,41 @@ async def open_machines(
         CommandError, PersistenceError: it cannot be used.
     """
     refuse_memory(options.url)
-    store: StoreManager = DatabaseStore(
-        options.url, namespace=options.namespace, options=StoreOptions(notify=notify, notify_all=notify_all)
-    )
-    async with store:
+    async with (
+        _redis_layout(options, notify=notify, notify_all=notify_all)
+        if options.redis_layout
+        else DatabaseStore(
+            options.url,
+            namespace=options.namespace,
+            options=StoreOptions(notify=notify, notify_all=notify_all),
+        )
+    ) as store:
         yield store
+
+
+def _redis_layout(options: DatabaseOptions, *, notify: bool, notify_all: bool) -> RedisStore:
+    """The store of a URL whose query may hold `timeout` (seconds), `max_retries`, and the files of TLS."""
+    target, texts = parse_url(options.url)
+    with Properties("Redis", texts) as properties:
+        return RedisStore(
+            host_and_port(target.host, target.port),
+            target.cluster,
+            target.database,
+            properties.seconds("timeout", _REDIS_TIMEOUT),
+            properties.whole("max_retries", DEFAULT_MAX_RETRIES, least=1),
+            namespace=options.namespace,
+            options=RedisStoreOptions(
+                notify=notify,
+                notify_all=notify_all,
+                username=target.username,
+                password=target.password,
+                tls=target.tls,
+                tls_ca=properties.text("tls_ca", ""),
+                tls_cert=properties.text("tls_cert", ""),
+                tls_key=properties.text("tls_key", ""),
+                tls_check_hostname=properties.flag("tls_check_hostname", True),
+            ),
+        )
 
 
 def _channel(options: TargetOptions) -> grpc.aio.Channel:

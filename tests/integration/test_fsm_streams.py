@@ -72,7 +72,7 @@ class Streams:
         return id_.decode()
 
     async def entries(self, stream: str) -> list[dict[str, str]]:
-        found = await self.client.xrange(stream)
+        found: Any = await self.client.xrange(stream)
         return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in found]
 
     async def responses(self) -> list[EventResponse]:

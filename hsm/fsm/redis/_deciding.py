@@ -84,6 +84,7 @@ def decide(
     *,
     history_cap: int | None,
     notify: bool,
+    notify_all: bool = False,
 ) -> tuple[Change, dict[str, EventOutcome]]:
     """The change that events bring about, one after the other, and the outcome of each.
 
@@ -108,7 +109,7 @@ def decide(
             revision += 1
             outcome = EventOutcome(code=EventOutcome.Ok, id=id, config=name, revision=revision)
         outcomes[event_id] = outcome
-        told = notify and each.accepted and outcome.code != EventOutcome.Ok
+        told = each.accepted and (notify_all or (notify and outcome.code != EventOutcome.Ok))
         decided.append(
             Decided(
                 event_id,

@@ -377,6 +377,7 @@ class Machines(Configurations):
                     left,
                     history_cap=self._options.history_cap,
                     notify=self._options.notify,
+                    notify_all=self._options.notify_all,
                 )
                 found = await self._writer.write(change)
                 if found is None:

@@ -21,6 +21,7 @@ class RedisStoreOptions:
         outcome_ttl: how long an outcome is kept, and an event that comes again is answered with it.
         history_cap: events that the history of a machine keeps; None keeps all.
         notify: whether outcomes of refused events are kept until somebody was told of them.
+        notify_all: whether those of events that succeeded are kept so, too.
         batch: events to one machine in one transaction.
         cached_configurations: configurations remembered; they never change.
         clock: where time comes from, for events that have none. Redis lets keys expire by its own.
@@ -39,6 +40,7 @@ class RedisStoreOptions:
         default=None, validator=attrs.validators.optional(attrs.validators.ge(0))
     )
     notify: bool = False
+    notify_all: bool = False
     batch: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     cached_configurations: int = attrs.field(default=1000, validator=attrs.validators.ge(1))
     clock: Clock = attrs.field(factory=SystemClock)

@@ -242,6 +242,8 @@ async def _client(options: SQSOptions, shared: AioSession | None) -> AsyncGenera
         read_timeout=round(options.wait.total_seconds()) + _ANSWER_SECONDS,
         connect_timeout=_ANSWER_SECONDS,
         max_pool_connections=50,
+        # Whoever calls tries again by himself.
+        retries={"mode": "standard", "total_max_attempts": 2},
     )
     with _translated("Amazon SQS"):
         session = cast("_Session", shared or AioSession())
