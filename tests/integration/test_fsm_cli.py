@@ -16,7 +16,8 @@ from hsm.cli._app import cli
 from hsm.fsm.database import DatabaseStore
 from hsm.fsm.service import FSMServer, ServerTLS
 from persistence.proto.statemachine_pb2 import FiniteStateMachine
-from tests.support.deliveries import Result, hsm
+from tests.support.deliveries import Result
+from tests.support.fsm.commands import hsm_fsm
 from tests.support.fsm.configurations import orders
 from tests.support.fsm.service import options
 
@@ -60,7 +61,7 @@ async def run(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     (tmp_path / "machines.yaml").write_text(MACHINES)
 
     async def call(*arguments: str) -> Result:
-        return await hsm("fsm", *arguments, *target, folder=tmp_path)
+        return await hsm_fsm(*arguments, *target, folder=tmp_path)
 
     if request.param == "database":
         target: tuple[str, ...] = ("--db", url)
@@ -102,7 +103,7 @@ async def test_apply_send_get_and_states(run: Run, tmp_path: Path) -> None:
     # What is shown can be applied: to another database here.
     shown = await run("get", "configuration", "orders:v1")
     (tmp_path / "copy.yaml").write_text(f"{shown.out}---\n{yaml.safe_dump(machine)}")
-    copied = await hsm("fsm", "apply", "copy.yaml", "--db", "sqlite:///copy.db", folder=tmp_path)
+    copied = await hsm_fsm("apply", "copy.yaml", "--db", "sqlite:///copy.db", folder=tmp_path)
     assert (copied.status, copied.err) == (0, "")
     assert "machine o1: created, in state shipped" in copied.out
 
@@ -196,8 +197,8 @@ async def test_pending_event_has_a_status_of_its_own(tmp_path: Path) -> None:
         event = new_event("accept")
         event.event_id = "e1"
         await store.put_event(event, "orders")
-    result = await hsm(
-        "fsm", "get", "outcome", "orders", "e1", "--db", f"sqlite:///{tmp_path}/fsm.db", folder=tmp_path
+    result = await hsm_fsm(
+        "get", "outcome", "orders", "e1", "--db", f"sqlite:///{tmp_path}/fsm.db", folder=tmp_path
     )
 
     assert (result.status, "pending" in result.out) == (3, True)
@@ -216,10 +217,10 @@ async def test_service_with_tls(tmp_path: Path) -> None:
         DatabaseStore(f"memory://{tmp_path.name}") as store,
         FSMServer(store, options(tls=tls)) as server,
     ):
-        apply = ("fsm", "apply", "machines.yaml", "--addr", f"localhost:{server.port}", "--timeout", "5")
+        apply = ("apply", "machines.yaml", "--addr", f"localhost:{server.port}", "--timeout", "5")
         ours = ("--tls-ca", "ca.pem", "--tls-cert", "client.pem", "--tls-key", "client-key.pem")
-        accepted = await hsm(*apply, *ours, folder=tmp_path)
-        refused = await hsm(*apply, "--tls-ca", "ca.pem", folder=tmp_path)
+        accepted = await hsm_fsm(*apply, *ours, folder=tmp_path)
+        refused = await hsm_fsm(*apply, "--tls-ca", "ca.pem", folder=tmp_path)
 
     assert (accepted.status, accepted.err) == (0, "")
     assert (refused.status, refused.err.startswith("hsm: ")) == (2, True)
@@ -238,7 +239,7 @@ async def test_service_with_tls(tmp_path: Path) -> None:
     ],
 )
 async def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    result = await hsm("fsm", *arguments, folder=tmp_path)
+    result = await hsm_fsm(*arguments, folder=tmp_path)
 
     assert result.status == 2
     assert "Traceback" not in result.err
