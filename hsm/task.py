@@ -104,6 +104,10 @@ class ValidatedTask(Task, Protocol):
     def validate(self, ref: Ref, node: Node) -> None:
         """Return if the task still makes sense.
 
+        Asked when the task is added, by every commit that changes its machine, before each run, and by the
+        write of its executor. `ref.attempt` is 1 when it is added, the number of the run in the last two
+        cases, and 0 in between, when it waits.
+
         Raises:
             StaleReferenceError: it does not; the task is dropped.
         """

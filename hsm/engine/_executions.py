@@ -85,6 +85,7 @@ class Executions:
         self._ids = ids
         self._shard_count = shard_count
         self.committed = committed
+        self.loaded: Callable[[Execution], None] = _nothing_to_tell
         self._retention = nanos_of(options.retention) if options.retention is not None else 0
         self.cluster = options.cluster
         self._cache: OrderedDict[ExecutionKey, Execution] = OrderedDict()
@@ -184,6 +185,7 @@ class Executions:
             return other, False
         execution.join(self.cluster)
         self.admit(execution)
+        self.loaded(execution)
         return execution, True
 
     async def _is_current(self, execution: Execution) -> bool:
@@ -446,6 +448,10 @@ class Executions:
             except asyncio.CancelledError:
                 continue
         barrier.exception()
+
+
+def _nothing_to_tell(_: Execution) -> None:
+    """For those who do not care which executions are read."""
 
 
 def _nothing(_: Node) -> None:

@@ -59,6 +59,14 @@ class Loader:
         """The shards that are read."""
         return list(self._shards)
 
+    def has_all_timers(self, partition: str) -> bool:
+        """Whether all timers of a shard are in memory, and all tasks that wait for their next try."""
+        shard = self._shards.get(partition)
+        if shard is None:
+            return False
+        timers = shard.timers
+        return timers.read and not timers.horizon and not timers.loading and not self._moves.tasks
+
     def add(self, partition: str) -> None:
         """Accept the tasks of a shard from now on."""
         self._shards[partition] = _Shard()
@@ -171,6 +179,7 @@ class Loader:
                 taken += 1
                 self.offer(QueuedTask.parse(partition, item.key, item.etag, item.value))
             await self._moves.flush()
+            window.read = True
         except BaseException:
             window.horizon = "t/"
             raise
@@ -256,12 +265,13 @@ class _Shard:
 class _TimerWindow:
     """The keys of one shard's timers in memory, in order."""
 
-    __slots__ = ("horizon", "keys", "loading")
+    __slots__ = ("horizon", "keys", "loading", "read")
 
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.horizon = ""
         self.loading = False
+        self.read = False
 
     def add(self, key: str) -> None:
         bisect.insort(self.keys, key)

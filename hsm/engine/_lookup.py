@@ -10,7 +10,7 @@ from persistence.executions import AFTER_SLASH, dead_letter_key, group_prefix, p
 from persistence.proto.hsm_pb2 import StateMachineTask
 from persistence.store import EngineStore, GetRequest, Item
 
-__all__ = ["find_rows", "home_keys"]
+__all__ = ["find_rows", "have_rows", "home_keys"]
 
 
 def home_keys(execution: ExecutionKey, task: StateMachineTask) -> list[str]:
@@ -21,6 +21,14 @@ def home_keys(execution: ExecutionKey, task: StateMachineTask) -> list[str]:
         # As a timer that is due and had no room.
         keys.append(group_prefix(namespace, task.group, None) + task.id)
     return keys
+
+
+async def have_rows(
+    store: EngineStore, partition: str, execution: ExecutionKey, tasks: Sequence[StateMachineTask]
+) -> bool:
+    """Whether the rows of all these tasks are where rows are, unless their tasks wait for their next try."""
+    keys = [key for task in tasks for key in home_keys(execution, task)]
+    return {task.id for task in tasks} <= (await _get(store, partition, keys)).keys()
 
 
 async def find_rows(

@@ -98,7 +98,7 @@ class Planner:
     def delete(self, key: str) -> None:
         self.operations.append(DeleteRequest(partition=self.partition, key=key))
 
-    def ref_to(self, node: Node, count: int, task_id: str) -> Ref:
+    def ref_to(self, node: Node, count: int, task_id: str, attempt: int = 1) -> Ref:
         return Ref(
             self.execution.key,
             node.path,
@@ -107,7 +107,7 @@ class Planner:
             node._last_version,
             node._state.version,
             task_id,
-            1,
+            attempt,
         )
 
     def execution_row(self, *, root_changed: bool, amend: Amendment | None) -> None:
@@ -353,7 +353,8 @@ class Planner:
                 return False
             self.commit.decoded[message.id] = task
         try:
-            check_task(task, self.ref_to(node, message.machine_transition_count, message.id), node)
+            # How often it was tried, only its row knows.
+            check_task(task, self.ref_to(node, message.machine_transition_count, message.id, 0), node)
         except StaleReferenceError:
             return True
         except Exception:  # noqa: BLE001 - a `validate` that fails must not hold up other tasks' commits

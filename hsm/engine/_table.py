@@ -47,6 +47,11 @@ class RowTable:
         self._children: dict[str, list[Key]] | None = None
         self.complete = False
 
+    @property
+    def values(self) -> Iterable[bytes]:
+        """The rows that were read, dead ones too."""
+        return self._rows.values()
+
     def add(self, segments: str, value: bytes | None) -> None:
         """Note what a read of one row has found."""
         if value is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,7 +23,7 @@ from hsm.engine._observed import EngineGauges, ObservedExecutions, ObservedWorke
 from hsm.engine._operations import Operations
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
-from hsm.engine._repair import executions_to_repair, repair
+from hsm.engine._repairing import Repairs
 from hsm.engine._replay import replay
 from hsm.engine._replication import Replication
 from hsm.engine._requests import Requests
@@ -39,7 +38,7 @@ from hsm.engine.clock import from_nanos, nanos_of, time_limit
 from hsm.engine.ids import IdSource
 from hsm.engine.info import DeadLetter, ExecutionTree, QueueInfo
 from hsm.engine.options import EngineOptions
-from hsm.errors import ExecutionNotFoundError, StaleReferenceError
+from hsm.errors import StaleReferenceError
 from hsm.executor import AccessType, Environment
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
@@ -52,7 +51,7 @@ __all__ = ["Engine"]
 ResultT = TypeVar("ResultT")
 
 
-class Engine(Requests, Operations, Listings, Replication):
+class Engine(Requests, Operations, Listings, Repairs, Replication):
     """Runs executions on a store: `async with Engine(registry, store) as engine`.
 
     An execution is a tree of machines under one root. A transition and the tasks that it asks for are
@@ -74,6 +73,7 @@ class Engine(Requests, Operations, Listings, Replication):
         run_tasks: bool = True,
         environment: Callable[[Engine], Environment] | None = None,
     ) -> None:
+        super().__init__()
         self._registry = registry
         register_child_executions(registry)
         self._store = store
@@ -107,6 +107,8 @@ class Engine(Requests, Operations, Listings, Replication):
             (Executions, Worker) if telemetry is None else (ObservedExecutions, ObservedWorker)
         )
         self._executions = executions(store, self._registry, options, self._ids, shards, self._committed)
+        if options.repair_loaded and self._run_tasks:
+            self._executions.loaded = self._loaded
         interval = nanos_of(options.poll_interval)
         self._waiters = Waiters(store, options.clock, interval, self._executions.partition)
         policies = Policies(options)
@@ -262,52 +264,6 @@ class Engine(Requests, Operations, Listings, Replication):
         """
         task = await replay(self._store, self._executions, dead, self._options.clock.time_ns())
         self._shards.queued(task.partition, [task])
-
-    async def repair(self, key: ExecutionKey | None = None) -> int:
-        """Write anew the queue rows that pending tasks have lost; how many there were.
-
-        Commits lose none. They may be lost in a database that was changed by hand, damaged, or restored in
-        part: what the machines wait for is the truth, and is written into the queues again, with its attempts
-        forgotten.
-
-        Args:
-            key: the execution to look at; None for all of them, which reads the whole database.
-
-        Raises:
-            ExecutionNotFoundError: there is no such execution.
-        """
-        if key is not None:
-            return await self._repair(await self._executions.resolve(key))
-        try:
-            return sum([await self._repair_all(partition) for partition in self._shards.partitions])
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-
-    async def _repair_shard(self, partition: str) -> None:
-        await self._repair_all(partition)
-
-    async def _repair_all(self, partition: str) -> int:
-        count = 0
-        async for suspect in executions_to_repair(self._store, partition):
-            # Deleted since.
-            with contextlib.suppress(ExecutionNotFoundError):
-                count += await self._repair(suspect)
-        return count
-
-    async def _repair(self, key: ExecutionKey) -> int:
-        partition = self._executions.partition(key)
-        now = self._options.clock.time_ns()
-        try:
-            tasks = await repair(
-                self._store, self._registry, key, partition, now, self._dispatcher.get, self._options.cluster
-            )
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-        for task in tasks:
-            # What it knew of its row is out of date.
-            self._dispatcher.discard(task.id)
-        self._shards.queued(partition, tasks)
-        return len(tasks)
 
     async def drain(self) -> None:
         """Return when no task runs and none could run now. Timers that are not due do not count."""

@@ -77,6 +77,8 @@ class EngineOptions:
             every third of that time.
         repair_shards: whether lost queue rows are looked for (`Engine.repair`) in each shard that a process
             takes over, which reads all its machines.
+        repair_loaded: whether lost queue rows are looked for when an execution is read by the process that
+            runs its shard: once for each, as long as all timers of the shard are in memory.
         cached_executions: trees kept in memory.
         loaded_nodes: rows of a tree that are read at once; a larger tree is loaded in parts.
         delete_rows: rows that a commit deletes itself; larger subtrees are swept afterwards.
@@ -108,6 +110,7 @@ class EngineOptions:
     poll_interval: timedelta = timedelta(milliseconds=500)
     lease_seconds: int = attrs.field(default=6, validator=attrs.validators.ge(2))
     repair_shards: bool = False
+    repair_loaded: bool = True
     cached_executions: int = 10_000
     loaded_nodes: int = 128
     delete_rows: int = 100

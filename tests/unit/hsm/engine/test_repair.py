@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hsm import Environment, ExecutionNotFoundError, Ref, Task, TerminalError
+from hsm import BusyError, Environment, ExecutionNotFoundError, Ref, Task, TerminalError
 from hsm.engine import Backoff
 from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
 from persistence.proto.execution_pb2 import DeadLetterRow
@@ -331,3 +331,91 @@ async def test_death_of_a_task_is_written_with_its_machine_or_without_it(
         await engine.drain()
     assert await database.queued() == []
     assert await database.keys("d/") == []
+
+
+async def test_lost_rows_are_found_when_their_execution_is_read(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    async with TestEngine(world.registry, database.store, small(), clock=clock, run_tasks=False) as engine:
+        ref = await everything(engine, clock)
+        lost = await lose(database, "i/", "t/", "o/")
+        assert lost == 8
+    async with TestEngine(world.registry, database.store, small(), clock=clock) as engine:
+        await engine.drain()
+        assert world.runs == []
+        await engine.read(ref, log)
+        await engine.drain()
+        await database.check()
+        assert sorted(world.names()) == ["call", "call", "soon", "soon"]
+        await engine.skip(HOUR)
+        assert len(world.runs) == 8
+    assert await database.queued() == []
+    await database.check()
+
+
+async def test_reading_an_execution_looks_for_rows_once_and_only_where_they_may_be_lost(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    store = FaultyStore(database.store)
+    looked: list[StoreCall] = []
+
+    async def watch(call: StoreCall) -> None:
+        if call.method == "bulk_get":
+            looked.append(call)
+
+    async with TestEngine(world.registry, database.store, small(), clock=clock, run_tasks=False) as engine:
+        ref = await started(engine, "job", Soon("soon"), Alarm("alarm", clock.now() + HOUR))
+        other = await started(engine, "other", Soon("soon"))
+    world.on(Soon, failing(BusyError("not now")))
+    store.before = watch
+    options = small(cached_executions=1)
+    async with TestEngine(world.registry, store, options, clock=clock) as engine:
+        await engine.drain()
+        for _ in range(3):
+            await engine.read(ref, log)
+            await engine.read(other, log)
+        await engine.drain()
+        # Every one of their tasks is in memory.
+        assert looked == []
+    looked.clear()
+    options = small(repair_loaded=False)
+    await lose(database, "i/", "t/")
+    async with TestEngine(world.registry, store, options, clock=clock) as engine:
+        await engine.read(ref, log)
+        await engine.drain()
+        assert looked == []
+        assert await database.queued() == []
+    async with TestEngine(world.registry, store, small(cached_executions=1), clock=clock) as engine:
+        for _ in range(5):
+            await engine.read(ref, log)
+            await engine.drain()
+            await engine.read(other, log)
+            await engine.drain()
+        # Each execution was looked at once, and once more by the repair that came of it, in two reads.
+        assert len(looked) == 2 * 3
+
+
+async def test_tasks_in_a_pause_beyond_memory_are_not_taken_for_lost(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    """Their rows are anywhere among the timers, of which not all are in memory."""
+    world.on(Lasting, failing(RuntimeError("no")))
+    options = small(shard_count=1, queue_buffer=3, timer_window=4, backoff=HOURLY, cached_executions=2)
+    async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
+        refs = [
+            await started(engine, str(number), *(Lasting(f"{number}{letter}") for letter in "abc"))
+            for number in range(6)
+        ]
+        await engine.drain()
+        for ref in refs * 2:
+            await engine.read(ref, log)
+            await engine.drain()
+        await database.check()
+        assert len(await database.queued()) == 18
+    async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
+        for ref in refs:
+            await engine.read(ref, log)
+            await engine.drain()
+        await database.check()
+        assert len(await database.queued()) == 18
+        assert len(world.runs) == 18
