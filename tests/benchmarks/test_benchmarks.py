@@ -12,6 +12,7 @@ import pytest
 
 from tests.benchmarks import (
     bytes_written,
+    configured_machines_on_redis,
     durable_executions,
     durable_servers,
     event_journal,
@@ -81,14 +82,22 @@ def test_durable_executions_run_on_postgresql(new_server: NewServer) -> None:
     assert "procrastinate" in table
 
 
+@pytest.mark.server
+def test_events_to_configured_machines_on_redis_are_compared(new_server: NewServer) -> None:
+    table = render(configured_machines_on_redis.compare(new_server("valkey"), Size.TINY))
+    assert "5 at once" in table
+
+
 def test_server_that_is_missing_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(kind: str, *, durable: bool) -> Never:
+    def missing(kind: str, *, durable: bool = False) -> Never:
         raise MissingServerError(f"{kind} is missing")
 
     monkeypatch.setattr(server_stores, "running", missing)
     monkeypatch.setattr(durable_servers, "running", missing)
-    for table in [*server_stores.measure(Size.TINY), *durable_servers.measure(Size.TINY)]:
-        assert "is missing" in render(table)
+    monkeypatch.setattr(configured_machines_on_redis, "running", missing)
+    for benchmark in (server_stores, durable_servers, configured_machines_on_redis):
+        for table in benchmark.measure(Size.TINY):
+            assert "is missing" in render(table)
 
 
 def test_rounds_alternate() -> None:

@@ -128,3 +128,15 @@ async def test_braces_that_leave_no_room_beside_a_key_are_refused(store: RedisSt
         await store.put_state_machine("a}b", new_state_machine(orders()))
 
     assert raw.get("fsm:orders#a}b") is None
+
+
+async def test_journal_of_a_machine_that_is_not_there_expires(store: RedisStore, raw: RawRedis) -> None:
+    await store.tx_process_event("nobody", "orders", new_event("accept"))
+    await store.tx_process_event("1", "orders", new_event("accept"))
+
+    left = raw.execute("TTL", "hsm:{fsm:orders#nobody}:journal")
+    assert isinstance(left, int)
+    assert left > 0
+    assert raw.execute("TTL", "hsm:{fsm:orders#1}:journal") == -1
+    await store.put_state_machine("nobody", new_state_machine(orders()))
+    assert raw.execute("TTL", "hsm:{fsm:orders#nobody}:journal") == -1

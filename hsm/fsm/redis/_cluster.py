@@ -140,7 +140,7 @@ class ClusterWriter:
         """Take events off those that wait; `number` was read before, and tells whether another one came."""
         layout = self._layout
         waiting, accepted = layout.waiting(name), layout.accepted(name)
-        keys = [layout.journal(machine), layout.pending(machine), layout.requests(machine)]
+        keys = [layout.journal(machine), layout.pending(machine), layout.requests(machine), machine]
         arguments = [b"%d" % len(fields), *fields, *event_ids]
         (idle,) = await self._ask((machine, FINISH.call(keys, arguments)))
         if number is None:

@@ -16,5 +16,6 @@ elseif ARGV[3] == 'delete' then
   redis.call('DEL', KEYS[1])
 end
 redis.call('HINCRBY', KEYS[2], 'turn', 1)
+redis.call('PERSIST', KEYS[2])
 for at = 5, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
 return 1
