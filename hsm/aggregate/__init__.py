@@ -6,7 +6,9 @@ from hsm.aggregate.behavior import (
     Command,
     Event,
     FunctionAdvancer,
+    HasHistoryType,
     Repeatable,
+    Snapshotting,
     State,
 )
 from hsm.aggregate.codec import EventCodec, NamedEvents, Upcaster
@@ -17,34 +19,48 @@ from hsm.aggregate.errors import (
     InvalidDeleteBehaviorError,
     InvalidEventTypeError,
     MissingUpcasterError,
+    NotCherryPickableError,
     SagaConflictError,
     UnknownEventTypeError,
 )
 from hsm.aggregate.options import AggregateOptions, UnknownEvents
+from hsm.aggregate.recording import EXECUTION_CHANGED, ExecutionRecorder, history_of, recorded_tree
 from hsm.aggregate.sagas import Saga, Sagas
+from hsm.aggregate.tree import CherryPicked, EventDefinition, EventDefinitions, FactDefinition
 
 __all__ = [
+    "EXECUTION_CHANGED",
     "Advancer",
     "AggregateError",
     "AggregateOptions",
     "Behavior",
+    "CherryPicked",
     "Command",
     "Counts",
     "Engine",
     "Event",
     "EventCodec",
+    "EventDefinition",
+    "EventDefinitions",
     "EventRegistrationError",
+    "ExecutionRecorder",
+    "FactDefinition",
     "FunctionAdvancer",
+    "HasHistoryType",
     "InvalidDeleteBehaviorError",
     "InvalidEventTypeError",
     "MissingUpcasterError",
     "NamedEvents",
+    "NotCherryPickableError",
     "Repeatable",
     "Saga",
     "SagaConflictError",
     "Sagas",
+    "Snapshotting",
     "State",
     "UnknownEventTypeError",
     "UnknownEvents",
     "Upcaster",
+    "history_of",
+    "recorded_tree",
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic
+from typing import Any, Generic, cast
 from uuid import UUID
 
-from hsm.aggregate.behavior import Behavior, Event, FactT, StateT
+from hsm.aggregate.behavior import Behavior, Event, FactT, Snapshotting, StateT
 from hsm.aggregate.errors import UnknownEventTypeError
 from hsm.aggregate.options import UnknownEvents
 from hsm.errors import HSMError
@@ -23,10 +23,22 @@ class Reader(Generic[StateT, FactT]):
         self._journal = journal
         self._behavior = behavior
         self._skips = unknown_events is UnknownEvents.SKIP
+        # Which states it is about, no check at run time can tell.
+        self._snapshotting = (
+            cast("Snapshotting[StateT]", behavior) if isinstance(behavior, Snapshotting) else None
+        )
 
     async def present(self, id_: UUID) -> StateT:
         """The present state, from the last snapshot on if there is one that can be used."""
-        return await self.onwards(self._behavior.new_state(id_))
+        new = self._behavior.new_state(id_)
+        snapshotting = self._snapshotting
+        if snapshotting is not None:
+            version = snapshotting.snapshot_version
+            snapshot = await self._journal.snapshots.load(id_, version=version)
+            if snapshot is not None:
+                state = snapshotting.restore_state(id_, snapshot.data).with_vid(snapshot.event_id)
+                return await self.onwards(state)
+        return await self.onwards(new)
 
     async def onwards(self, state: StateT) -> StateT:
         """The present state, from another one on; that one itself if nothing has come since."""
@@ -51,12 +63,19 @@ class Reader(Generic[StateT, FactT]):
     async def _read(self, state: StateT) -> StateT:
         advancer = self._behavior.new_advancer()
         vid = state.vid
+        count = 0
         async for event in self._journal.find(state.id, after=vid):
             vid = event.id
+            count += 1
             fact = self._fact(event)
             if fact is not None:
                 state = advancer.advance(state, fact)
-        return state.with_vid(vid) if vid != state.vid else state
+        state = state.with_vid(vid) if vid != state.vid else state
+        snapshotting = self._snapshotting
+        if snapshotting is not None and count >= snapshotting.snapshot_interval:
+            data, version = snapshotting.store_state(state), snapshotting.snapshot_version
+            await self._journal.snapshots.save(state.id, vid, data, version=version)
+        return state
 
     def _fact(self, event: JournalEvent) -> Event[FactT] | None:
         """What an event tells; None if it is unknown, and that is to be tolerated."""

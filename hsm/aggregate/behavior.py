@@ -20,7 +20,9 @@ __all__ = [
     "Event",
     "FactT",
     "FunctionAdvancer",
+    "HasHistoryType",
     "Repeatable",
+    "Snapshotting",
     "State",
     "StateT",
 ]
@@ -148,4 +150,41 @@ class Repeatable(Protocol[StateT_contra, CommandT_contra]):
 
     def is_repeat(self, state: StateT_contra, command: CommandT_contra, /) -> bool:
         """Whether this very command was carried out. May raise to say that its arguments were others."""
+        ...
+
+
+@runtime_checkable
+class Snapshotting(Protocol[StateT]):
+    """A behavior whose states can be written down, so that long histories need not be read each time.
+
+    Whoever has had to read `snapshot_interval` events saves a snapshot, in the journal's place for them. One
+    of another version, or that does not fit the history any more, is passed over.
+    """
+
+    @property
+    def snapshot_version(self) -> int:
+        """Of what `store_state` writes. Count it up whenever that, or what states hold, has changed."""
+        ...
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Events that are worth a snapshot."""
+        ...
+
+    def store_state(self, state: StateT, /) -> bytes:
+        """The state as bytes; its version is kept beside them."""
+        ...
+
+    def restore_state(self, id_: UUID, data: bytes, /) -> StateT:
+        """The state that `store_state` was given. Its version is none of the behavior's business."""
+        ...
+
+
+@runtime_checkable
+class HasHistoryType(Protocol):
+    """A behavior whose histories have a type, by which `persistence.journal.Retention` trims them."""
+
+    @property
+    def history_type(self) -> str:
+        """The type, written with the first event of each history."""
         ...

@@ -12,7 +12,7 @@ import attrs
 
 from hsm.aggregate._cache import Cache, Locks
 from hsm.aggregate._reading import Reader
-from hsm.aggregate.behavior import Behavior, CommandT, Event, FactT, Repeatable, StateT
+from hsm.aggregate.behavior import Behavior, CommandT, Event, FactT, HasHistoryType, Repeatable, StateT
 from hsm.aggregate.errors import InvalidDeleteBehaviorError
 from hsm.aggregate.options import AggregateOptions
 from hsm.engine.clock import nanos_of, sleep_for
@@ -91,6 +91,7 @@ class Engine(Generic[StateT, CommandT, FactT]):
         self._repeatable = (
             cast("Repeatable[StateT, CommandT]", behavior) if isinstance(behavior, Repeatable) else None
         )
+        self._type = behavior.history_type if isinstance(behavior, HasHistoryType) else ""
         self.counts: Final = Counts()
 
     async def find_id(self, id_: UUID) -> StateT:
@@ -312,7 +313,7 @@ class Engine(Generic[StateT, CommandT, FactT]):
     ) -> None:
         for number in range(1, _RECOMMITS + 1):
             try:
-                await self._journal.commit(state.id, events, state.vid)
+                await self._journal.commit(state.id, events, state.vid, type=self._type)
             except (VersionConflictError, UnknownHistoryError):
                 self.counts.conflicts += 1
                 raise

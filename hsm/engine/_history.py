@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 from hsm.engine._execution import decode_row
 from hsm.engine._executions import Executions, translated
-from hsm.engine._table import RowTable, row_path
+from hsm.engine._table import row_path
 from hsm.engine.clock import from_nanos
+from hsm.engine.history import tree_of
 from hsm.engine.info import HistoryEntry
 from hsm.errors import NoHistoryError
 from hsm.machine import VersionedTransition
@@ -17,7 +18,6 @@ from hsm.tree import Node
 from persistence import errors as storage
 from persistence.executions import history_prefix, prefix_end
 from persistence.proto.execution_pb2 import HistoryRow
-from persistence.proto.hsm_pb2 import StateMachineNode
 from persistence.store import EngineStore
 
 __all__ = ["history", "tree_at"]
@@ -34,6 +34,7 @@ async def history(
             tuple(row_path(node.segments) for node in row.changed),
             tuple(row_path(deleted.segments) for deleted in row.deleted),
             tuple(row.added_tasks),
+            row.SerializeToString(),
         )
 
 
@@ -42,34 +43,17 @@ async def tree_at(
 ) -> Node:
     """See `Engine.tree_at`."""
     key = await executions.resolve(key)
-    nodes: dict[str, StateMachineNode] = {}
-    last: HistoryRow | None = None
+    rows: list[HistoryRow] = []
     async for row in _rows(executions, store, key):
         if row.version.max_transition_count > count:
             break
-        last = row
-        for deleted in row.deleted:
-            for segments in [each for each in nodes if _covers(deleted.segments, each)]:
-                if nodes[segments].ordinal < deleted.before_ordinal:
-                    del nodes[segments]
-        for changed in row.changed:
-            nodes[changed.segments] = changed.node
-    if last is None or last.version.max_transition_count != count:
+        rows.append(row)
+    if not rows or rows[-1].version.max_transition_count != count:
         raise NoHistoryError(
             f"nothing is known of transition {count} of {key.namespace}/{key.id}, whose history ends before"
             " it, if it is kept at all"
         )
-    table = RowTable("")
-    below = {segments: nodes[segments].SerializeToString() for segments in sorted(nodes) if segments}
-    table.add_first(below, complete=True)
-    root = nodes[""]
-    return Node._from_source(
-        registry, last.root_type, root, table.source("", root.ordinal), last.next_ordinal
-    )
-
-
-def _covers(deleted: str, segments: str) -> bool:
-    return segments == deleted or segments.startswith(deleted + "/")
+    return tree_of(registry, rows)
 
 
 async def _rows(executions: Executions, store: EngineStore, key: ExecutionKey) -> AsyncIterator[HistoryRow]:

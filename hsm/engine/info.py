@@ -129,6 +129,7 @@ class HistoryEntry:
         changed: paths of the machines that were added or have changed, or whose tasks have.
         deleted: paths of the machines that were deleted, with all below them.
         tasks: ids of the tasks that were asked for.
+        data: the entry as it is stored, a `HistoryRow`; `hsm.engine.history.tree_of` makes trees of these.
     """
 
     version: VersionedTransition
@@ -136,6 +137,7 @@ class HistoryEntry:
     changed: tuple[tuple[Key, ...], ...]
     deleted: tuple[tuple[Key, ...], ...]
     tasks: tuple[str, ...]
+    data: bytes = attrs.field(default=b"", repr=False)
 
 
 @attrs.frozen

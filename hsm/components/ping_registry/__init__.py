@@ -57,11 +57,13 @@ from hsm.components.ping_registry.events import (
     WorkflowStarted,
 )
 from hsm.components.ping_registry.index import (
+    INDEX_HISTORY,
     MAX_SNAPSHOT_WORKFLOWS,
     MIN_EVENTS_BETWEEN_SNAPSHOTS,
     IndexAdvancer,
     IndexBehavior,
     IndexState,
+    IndexTrimPolicy,
 )
 from hsm.components.ping_registry.names import REGISTRY_SERVER, index_id, registry_id, server_name
 from hsm.components.ping_registry.participants import (
@@ -86,6 +88,7 @@ __all__ = [
     "ACTIVE_FOR",
     "COMPLETED_FOR",
     "EXPIRED",
+    "INDEX_HISTORY",
     "MAX_SNAPSHOT_WORKFLOWS",
     "MIN_EVENTS_BETWEEN_SNAPSHOTS",
     "REGISTRY_SERVER",
@@ -112,6 +115,7 @@ __all__ = [
     "IndexCommand",
     "IndexFact",
     "IndexState",
+    "IndexTrimPolicy",
     "IndexedWorkflow",
     "Init",
     "InvalidCommandError",

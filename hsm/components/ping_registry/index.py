@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final, assert_never
 from uuid import UUID
@@ -34,15 +35,21 @@ from hsm.components.ping_registry.events import (
     WorkflowDeleted,
     WorkflowStarted,
 )
+from persistence.journal import Event as JournalEvent, EventId
 from persistence.proto.nogevents_pb2 import Event as Message
 
 __all__ = [
+    "INDEX_HISTORY",
     "MAX_SNAPSHOT_WORKFLOWS",
     "MIN_EVENTS_BETWEEN_SNAPSHOTS",
     "IndexAdvancer",
     "IndexBehavior",
     "IndexState",
+    "IndexTrimPolicy",
 ]
+
+INDEX_HISTORY: Final = "workflow-index"
+"""The type of the histories of indexes."""
 
 MIN_EVENTS_BETWEEN_SNAPSHOTS: Final = 1000
 MAX_SNAPSHOT_WORKFLOWS: Final = 200
@@ -51,6 +58,7 @@ MAX_SNAPSHOT_WORKFLOWS: Final = 200
 _SNAPSHOT_BASE_COST: Final = 300
 _SNAPSHOT_WORKFLOW_COST: Final = 300
 
+_TAIL_AGE: Final = timedelta(days=30)
 _NOTHING: Final[tuple[IndexFact, ...]] = ()
 _EMPTY: Final[Mapping[UUID, IndexedWorkflow]] = MappingProxyType({})
 
@@ -132,6 +140,8 @@ class IndexBehavior:
     an event, also in an index that was rebuilt from a snapshot.
     """
 
+    history_type = INDEX_HISTORY
+
     def new_event(self, message: Message) -> IndexFact:
         """The fact of an event.
 
@@ -180,6 +190,21 @@ class IndexBehavior:
                 return _snapshot(state, if_storage_reduction=command.if_storage_reduction)
             case _:
                 raise InvalidCommandError(f"{command!r} is no command of a workflow index")
+
+
+class IndexTrimPolicy:
+    """Lets the history of an index begin with a snapshot, and forget what is before after 30 days.
+
+    For `persistence.journal.Retention`, under `INDEX_HISTORY`. Semantics: nog `wfindexes.TrimPolicy` (2019).
+    """
+
+    def is_new_epoch(self, last: JournalEvent, following: JournalEvent | None, now: datetime) -> bool:  # noqa: ARG002  the time does not matter
+        """Whether what follows is a snapshot."""
+        return following is not None and following.message().event == Message.EV_SNAPSHOT_BEGIN
+
+    def is_new_tail(self, epoch: EventId, set_at: datetime, now: datetime) -> bool:  # noqa: ARG002  nor does the event
+        """Whether the epoch has stood for 30 days."""
+        return now - set_at > _TAIL_AGE
 
 
 def _snapshot(state: IndexState, *, if_storage_reduction: bool) -> Sequence[IndexFact]:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import attrs
 
+from hsm.components.ping_registry._wrapping import package_errors
 from hsm.components.ping_registry.coordinator import Coordinator
 from hsm.components.ping_registry.errors import (
     ArgumentNotIdempotentError,
@@ -19,10 +20,11 @@ from hsm.components.ping_registry.errors import (
     StateConflictError,
     UninitializedError,
 )
+from hsm.components.ping_registry.index import INDEX_HISTORY, IndexTrimPolicy
 from hsm.components.ping_registry.names import REGISTRY_SERVER, server_name
 from hsm.components.ping_registry.workflow import State, StateCode
 from hsm.engine.clock import Clock, SystemClock, nanos_of, sleep_for, to_nanos
-from persistence.journal import RETRY_NO_VC, Journal, VersionConflictError
+from persistence.journal import RETRY_NO_VC, Journal, Retention, VersionConflictError
 
 __all__ = ["ParticipantOptions", "RegistryDaemon", "ServerDaemon", "summarized"]
 
@@ -43,6 +45,8 @@ class ParticipantOptions:
         resume_interval: between looks for commands that a crash has left in the middle; the registry's
             daemon alone.
         expiry_interval: between looks for workflows that are too old; the registry's daemon alone.
+        retention_interval: between removals of events that nobody can read any more; the registry's
+            daemon alone.
         clock: of all this.
         tell: is told in a few words what the participant does; for people.
     """
@@ -54,6 +58,7 @@ class ParticipantOptions:
     longest_pause: timedelta = timedelta(seconds=20)
     resume_interval: timedelta = timedelta(seconds=30)
     expiry_interval: timedelta = timedelta(hours=1)
+    retention_interval: timedelta = timedelta(days=1)
     clock: Clock = attrs.field(factory=SystemClock)
     tell: Callable[[str], None] = _logger.info
 
@@ -185,7 +190,14 @@ class RegistryDaemon(_Participant):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat("resume", self._resume, self._options.resume_interval))
             group.create_task(self._repeat("expire", self._expire, self._options.expiry_interval))
+            group.create_task(self._repeat("clean up", self._retain, self._options.retention_interval))
             await self._follow(group)
+
+    async def _retain(self) -> None:
+        async with package_errors():
+            retention = Retention(self._journal, {INDEX_HISTORY: IndexTrimPolicy()})
+            await retention.trim()
+            await retention.collect()
 
     async def _repeat(self, what: str, step: Callable[[], Awaitable[None]], interval: timedelta) -> None:
         while True:
