@@ -41,7 +41,7 @@ class AggregateOptions:
     cache_size: int = attrs.field(default=1024, validator=attrs.validators.ge(0))
     tries: int = attrs.field(default=TRIES, validator=attrs.validators.ge(1))
     first_pause: timedelta = timedelta(milliseconds=5)
-    pause_growth: float = attrs.field(default=3.0, validator=attrs.validators.ge(1.0))
+    pause_growth: float = attrs.field(default=4.0, validator=attrs.validators.ge(1.0))
     batch: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     unknown_events: UnknownEvents = UnknownEvents.REFUSE
     clock: Clock = attrs.field(factory=SystemClock)

@@ -69,7 +69,7 @@ EVENTS.register("renamed", Renamed)
 # mypy-error: "Renamed"; expected "Deposited"
 # pyright-error: "Renamed" is not assignable to "Deposited"
 EVENTS.encode(Renamed("x"))
-# mypy-error: "Event\[Renamed\]"; expected "Event\[Deposited\]"
+# mypy-error: "Renamed"; expected "Deposited"
 # pyright-error: "Event\[Renamed\]" is not assignable to "Event\[Deposited\]"
 advanced(Account(UUID(int=1)), Event(EventId(bytes(16)), Renamed("x")))
 
