@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 
 from hsm.fsm._machines import IF_ABSENT, MARK
@@ -16,6 +18,8 @@ from persistence.proto.statemachine_pb2 import Configuration, Transition
 from persistence.store import EngineStore, GetRequest, SetRequest
 
 __all__ = ["Configurations", "Moves"]
+
+_MOST_REMEMBERED: Final = 10_000
 
 
 @attrs.frozen
@@ -63,6 +67,8 @@ class Configurations:
                 raise ConfigurationNotFoundError(config_id)
             what = f"configuration {config_id!r}"
             found = Moves.of(decode(Configuration.FromString, response.data, what))
+            if len(self._moves) >= _MOST_REMEMBERED:
+                self._moves.clear()
             self._moves[config_id] = found
         return found
 

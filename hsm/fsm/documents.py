@@ -1,5 +1,7 @@
 """YAML documents: configurations, machines and events, as people write them. Needs the extra `fsm`.
 
+For example::
+
     apiVersion: v1alpha
     kind: Configuration
     spec:

@@ -118,8 +118,8 @@ class ConfiguredStateMachine:
         Raises:
             MalformedConfigurationError: there is no machine, and the configuration has no identity.
         """
-        self.configuration = configuration
-        self.machine = new_state_machine(configuration) if machine is None else machine
+        self.configuration: Configuration = configuration
+        self.machine: FiniteStateMachine = new_state_machine(configuration) if machine is None else machine
 
     def __repr__(self) -> str:
         return f"<ConfiguredStateMachine {self.machine.config_id} in {self.machine.state!r}>"

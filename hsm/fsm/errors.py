@@ -138,8 +138,8 @@ class NotFoundError(FSMStoreError):
         key: identity of what was looked for.
     """
 
-    def __init__(self, key: str) -> None:
-        super().__init__(f"key {key} not found")
+    def __init__(self, key: str, message: str = "") -> None:
+        super().__init__(message or f"key {key} not found")
         self.key = key
 
 
@@ -151,8 +151,7 @@ class OutcomePendingError(NotFoundError):
     """The event is known, and has no outcome yet; an event that is not known is a plain `NotFoundError`."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.args = (f"event {key} is pending: it has no outcome yet",)
+        super().__init__(key, f"event {key} is pending: it has no outcome yet")
 
 
 class InvalidDataError(FSMStoreError, ValueError):
