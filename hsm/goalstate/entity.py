@@ -40,9 +40,9 @@ class Run:
     def __init__(
         self, entity_id: str, clock: Callable[[], datetime], attempt: int = 1, fence: int = 0
     ) -> None:
-        self.entity_id = entity_id
-        self.attempt = attempt
-        self.fence = fence
+        self.entity_id: str = entity_id
+        self.attempt: int = attempt
+        self.fence: int = fence
         self._clock = clock
         self._again_ns: timedelta | None = None
         self._rest_skipped = False

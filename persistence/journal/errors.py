@@ -119,7 +119,7 @@ class EventCommitUnknownError(HistoryError, CommitOutcomeUnknownError):
 
     def __init__(self, history: UUID, events: Sequence[Event], error: Exception) -> None:
         super().__init__(history, f"it is unknown whether {len(events)} events were committed: {error}")
-        self.events = tuple(events)
+        self.events: tuple[Event, ...] = tuple(events)
         self.__cause__: BaseException | None = error
 
 
