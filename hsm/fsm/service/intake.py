@@ -143,6 +143,7 @@ class Intake:
         self._most_deliveries = most_deliveries
         self._held: dict[str, Delivery] = {}
         self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._settling: set[asyncio.Future[EventResponse]] = set()
         self._stopping = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -160,6 +161,8 @@ class Intake:
                     await self._receive(work)
                 holding.cancel()
         finally:
+            for settling in self._settling:
+                settling.cancel()
             if self._held:
                 await asyncio.shield(self._attempt("release", self._queue.release(list(self._held.values()))))
 
@@ -233,7 +236,11 @@ class Intake:
                     await self._sleep(pause.next())
                     continue
                 else:
-                    work.create_task(self._finish(delivery, request, outcome))
+                    # Begun at once: what finishes may be cancelled before it has.
+                    settling = asyncio.ensure_future(outcome)
+                    self._settling.add(settling)
+                    settling.add_done_callback(self._settling.discard)
+                    work.create_task(self._finish(delivery, request, settling))
                 lane.waiting.popleft()
                 break
         del self._lanes[machine]

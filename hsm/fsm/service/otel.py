@@ -58,6 +58,9 @@ class OpenTelemetry:
             context=_PROPAGATOR.extract(headers),
             kind=SpanKind.SERVER,
             attributes=names,
+            # A refusal goes through here as an exception, and is no fault.
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
             try:
                 yield observer
