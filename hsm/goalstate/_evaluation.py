@@ -62,6 +62,7 @@ class Evaluator:
         load: Callable[[], AnyEntity | Awaitable[AnyEntity]],
         run: Run,
         evaluation: Evaluation,
+        end: int | None = None,
         extend: Callable[[timedelta], Awaitable[None]] | None = None,
     ) -> None:
         """Run the actions of an entity; what they raise is noted.
@@ -70,10 +71,11 @@ class Evaluator:
             load: brings the entity that is read and acted upon.
             run: is passed to the actions.
             evaluation: is filled in.
+            end: when it has to be over, in nanoseconds; unless given, in the time that the options say.
             extend: is told how long the list may take, before it begins, if that is longer than usual.
         """
         try:
-            await self._evaluate(load, run, evaluation, extend)
+            await self._evaluate(load, run, evaluation, end, extend)
         except asyncio.CancelledError as error:
             current = asyncio.current_task()
             if current is None or current.cancelling():
@@ -95,11 +97,13 @@ class Evaluator:
         load: Callable[[], AnyEntity | Awaitable[AnyEntity]],
         run: Run,
         evaluation: Evaluation,
+        end: int | None,
         extend: Callable[[timedelta], Awaitable[None]] | None,
     ) -> None:
         metrics, name, clock = self._options.metrics, self._options.name, self._options.clock
         usual = self._options.run_timeout
-        end = None if usual is None else clock.time_ns() + nanos_of(usual)
+        if end is None and usual is not None:
+            end = clock.time_ns() + nanos_of(usual)
         try:
             loaded = load()
             entity = (

@@ -38,17 +38,19 @@ class StoredEntry(Entry):
         key: its name.
         partition: of its shard.
         index: key of the row that it was found by; "" if it was enqueued here.
+        claimed_until: when its claim ends, unless it is extended.
         fence: of its run.
         holding: keeps its claim, as long as it runs though its time is up.
     """
 
-    __slots__ = ("fence", "holding", "index", "key", "partition")
+    __slots__ = ("claimed_until", "fence", "holding", "index", "key", "partition")
 
     def __init__(self, key: EntityKey, partition: str, index: str) -> None:
         super().__init__(f"{key.kind} {key.id}")
         self.key = key
         self.partition = partition
         self.index = index
+        self.claimed_until = 0
         self.fence = 0
         self.holding: asyncio.Task[None] | None = None
 
@@ -72,6 +74,7 @@ class Runner:
         self._kinds = kinds
         self._options = options
         self._clock = options.clock
+        self._margin_nanos = nanos_of(options.claim_margin)
         self._claim_nanos = nanos_of(options.run_timeout + options.claim_margin)
         self._pauses = Pauses(options)
         self._entries: dict[EntityKey, StoredEntry] = {}
@@ -195,6 +198,8 @@ class Runner:
                     partial(self._kinds[entry.key.kind].load, entry.key.id),
                     run,
                     evaluation,
+                    # Counted from when the claim was made, not from when the store has answered.
+                    entry.claimed_until - self._margin_nanos,
                     partial(self._extend, entry, fence),
                 )
         except PersistenceError as error:
@@ -221,7 +226,8 @@ class Runner:
             missing = row is None
             if row is None:
                 return None
-            new = _life.claimed(row, now, now + self._claim_nanos, self._member)
+            entry.claimed_until = now + self._claim_nanos
+            new = _life.claimed(row, now, entry.claimed_until, self._member)
             refused = new is row or new is None
             return new
 

@@ -27,6 +27,7 @@ _MODULES: Final = {
     "engine": "durable_executions",
     "destinations": "hanging_destinations",
     "timers": "many_timers",
+    "goals": "goal_state",
     "stores": "server_stores",
     "engine-servers": "durable_servers",
     "journal": "event_journal",

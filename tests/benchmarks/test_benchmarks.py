@@ -16,6 +16,7 @@ from tests.benchmarks import (
     durable_executions,
     durable_servers,
     event_journal,
+    goal_state,
     hanging_destinations,
     many_timers,
     persisted_transition,
@@ -86,6 +87,13 @@ def test_durable_executions_run_on_postgresql(new_server: NewServer) -> None:
 def test_events_to_configured_machines_on_redis_are_compared(new_server: NewServer) -> None:
     table = render(configured_machines_on_redis.compare(new_server("valkey"), Size.TINY))
     assert "5 at once" in table
+
+
+def test_goal_state_engine_runs() -> None:
+    queues, jobs, engines = map(render, goal_state.measure(Size.TINY))
+    assert "DeadlineQueue: pop" in queues
+    assert "re-enqueue" in jobs
+    assert "evaluations" in engines
 
 
 def test_server_that_is_missing_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

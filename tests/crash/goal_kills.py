@@ -66,7 +66,7 @@ def options() -> DurableOptions:
         failure_retry_delay=timedelta(milliseconds=20),
         maximum_retry_delay=timedelta(milliseconds=200),
         run_timeout=timedelta(seconds=2),
-        claim_margin=timedelta(seconds=1),
+        claim_margin=timedelta(seconds=2),
     )
 
 
@@ -89,8 +89,11 @@ class Counter:
 async def count(counter: Counter, run: Run) -> None:
     with held(counter.folder / f"{counter.id}.lock") as alone:
         if not alone:
+            holder = number_in(counter.folder / f"{counter.id}.lock")
             with (counter.folder / "violations").open("a") as file:
-                file.write(f"{counter.id} is run twice at once, by {os.getpid()} with fence {run.fence}\n")
+                file.write(
+                    f"{counter.id} is run twice at once, by {os.getpid()} with fence {run.fence} and {holder}\n"
+                )
             return
         before = number_in(counter.folder / f"{counter.id}.count")
         # Now and then for long enough that a shard may change hands meanwhile.
@@ -107,6 +110,9 @@ def held(path: Path) -> Iterator[bool]:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         try:
+            # The threads of a killed process may take a while to end, and hold its locks; its event loop is dead.
+            while not locked(descriptor) and has_ended(int(os.pread(descriptor, 20, 0) or 0)):
+                time.sleep(0.001)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
@@ -116,6 +122,23 @@ def held(path: Path) -> Iterator[bool]:
             os.pwrite(descriptor, f"{0:20d}".encode(), 0)
     finally:
         os.close(descriptor)
+
+
+def locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def has_ended(process: int) -> bool:
+    """Whether the main thread of a process is no more."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state in {"Z", "X"}
 
 
 def number_in(path: Path) -> int:

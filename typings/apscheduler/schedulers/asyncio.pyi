@@ -1,0 +1,19 @@
+# The part of APScheduler that the benchmarks use; it has no types of its own.
+from collections.abc import Awaitable, Callable
+from datetime import datetime, tzinfo
+
+class AsyncIOScheduler:
+    def __init__(self, *, timezone: tzinfo) -> None: ...
+    def start(self, *, paused: bool = False) -> None: ...
+    def resume(self) -> None: ...
+    def shutdown(self) -> None: ...
+    def add_job(
+        self,
+        func: Callable[[], Awaitable[None]],
+        trigger: str,
+        *,
+        run_date: datetime,
+        id: str,  # noqa: A002 - its name there
+        misfire_grace_time: int | None,
+    ) -> object: ...
+    def modify_job(self, job_id: str, *, next_run_time: datetime) -> object: ...
