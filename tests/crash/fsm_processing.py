@@ -1,7 +1,7 @@
 """Processes accept events for the same configured machines, and are killed: each has one outcome, and its turn.
 
     python tests/crash/fsm_processing.py                                4 processes, 1 000 events each, 50 machines; and kills
-    python tests/crash/fsm_processing.py --quick --kinds sqlite valkey  less of everything
+    python tests/crash/fsm_processing.py --quick --stores sqlite redis:valkey  less of everything
     python tests/crash/fsm_processing.py --events 10000 --kills 50
 
 Each process sends its events over several streams: half of them accept events durably and wait for the processor, the
@@ -34,7 +34,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from hsm.fsm import (  # noqa: E402
-    DatabaseStore,
     EventProcessor,
     StoreManager,
     new_state_machine,
@@ -48,12 +47,14 @@ from persistence.proto.statemachine_pb2 import (  # noqa: E402
     FiniteStateMachine,
     Transition,
 )
-from tests.crash._kinds import ALL_KINDS, database_of, table  # noqa: E402
+from tests.crash._kinds import table  # noqa: E402
+from tests.crash.fsm_races import STORES, open_store, place_of  # noqa: E402
 from tests.support.fsm.configurations import counter  # noqa: E402
 from tests.support.servers import MissingServerError  # noqa: E402
 
 _NAME: Final = "counters"
-_KINDS: Final = ("sqlite", "postgresql", "valkey")
+_STORES: Final = ("sqlite", "postgresql", "valkey", "redis:valkey")
+_QUICK_STORES: Final = ("sqlite", "redis:valkey")
 _STREAMS: Final = 8
 _STATES: Final = 5
 _AGAIN: Final = 0.05
@@ -82,11 +83,6 @@ class Findings:
     kills: int = 0
     seconds: float = 0
     problems: list[str] = attrs.field(factory=list)
-
-
-def manager_of(url: str) -> StoreManager:
-    """The store of machines on a database."""
-    return DatabaseStore(url)
 
 
 def configuration_of() -> FiniteStateMachine:
@@ -120,7 +116,7 @@ class Plan:
 
 async def work(url: str, process: int, start: list[int], scale: Scale) -> None:
     """Send the events of a process, each stream from where it stands; say which are acknowledged."""
-    async with manager_of(url) as store, EventProcessor(store) as processor:
+    async with open_store(url) as store, EventProcessor(store) as processor:
         await asyncio.gather(
             *(stream(store, processor, process, number, first, scale) for number, first in enumerate(start))
         )
@@ -209,7 +205,7 @@ async def run(url: str, scale: Scale) -> Findings:
     """The whole story on one empty database."""
     began = time.monotonic()
     findings = Findings()
-    async with manager_of(url) as store:
+    async with open_store(url) as store:
         await store.put_config(counter(states=_STATES))
         for machine in range(scale.machines):
             await store.put_state_machine(str(machine), configuration_of())
@@ -224,7 +220,7 @@ async def run(url: str, scale: Scale) -> Findings:
             killing.cancel()
             for worker in workers:
                 worker.kill()
-    async with manager_of(url) as store:
+    async with open_store(url) as store:
         async with EventProcessor(store):
             pass
         await look(store, scale, workers, findings)
@@ -319,20 +315,19 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1000, help="of each process")
     parser.add_argument("--machines", type=int, default=50)
     parser.add_argument("--kills", type=int, default=10, help="in the second run")
-    parser.add_argument("--quick", action="store_true", help="150 events each, and 2 kills")
+    parser.add_argument("--quick", action="store_true", help="100 events each, and 2 kills, on two stores")
     parser.add_argument("--work", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--kinds",
+        "--stores",
         nargs="+",
-        choices=ALL_KINDS,
-        default=_KINDS,
-        metavar="KIND",
-        help=f"some of {', '.join(ALL_KINDS)}; {', '.join(_KINDS)} if left out",
+        choices=STORES,
+        metavar="STORE",
+        help=f"some of {', '.join(STORES)}; left out, {', '.join(_STORES)}; a `redis:` has the keys of other programs",
     )
     arguments = parser.parse_args()
-    events, kills = (150, 2) if arguments.quick else (arguments.events, arguments.kills)
+    events, kills = (100, 2) if arguments.quick else (arguments.events, arguments.kills)
     if arguments.work:
         scale = Scale(events=arguments.events, machines=arguments.machines)
         asyncio.run(work(arguments.work, arguments.number, arguments.start, scale))
@@ -341,12 +336,12 @@ def main() -> None:
         [*["database", "kills", "acknowledged", "moved", "refused", "problems", "seconds"]]
     ]
     problems: list[str] = []
-    for kind in arguments.kinds:
+    for kind in arguments.stores or (_QUICK_STORES if arguments.quick else _STORES):
         for deaths in (0, kills):
             scale = Scale(arguments.processes, events, arguments.machines, deaths)
             try:
-                with database_of(kind) as url:
-                    found = asyncio.run(run(url, scale))
+                with place_of(kind) as place:
+                    found = asyncio.run(run(place, scale))
             except MissingServerError as error:
                 print(f"{kind}: {error}")
                 break

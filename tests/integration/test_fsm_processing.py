@@ -16,7 +16,7 @@ from tests.crash.fsm_processing import Scale, check_machine, run
 async def test_events_have_one_outcome_each_and_none_is_lost(tmp_path: Path, kills: int) -> None:
     scale = Scale(processes=3, events=60, machines=16, kills=kills)
 
-    findings = await run(f"sqlite:///{tmp_path / 'machines.db'}", scale)
+    findings = await run(f"database sqlite:///{tmp_path / 'machines.db'}", scale)
 
     assert findings.problems == []
     assert findings.acknowledged == 180
