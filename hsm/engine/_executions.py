@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 
 from hsm.engine._commit import Commit, Removed, find_removed
 from hsm.engine._execution import Execution, decode_row, load_execution, load_part
-from hsm.engine._planner import Amendment, plan
+from hsm.engine._plan import plan
+from hsm.engine._planner import Amendment
 from hsm.engine._rows import QueuedTask, is_detached
 from hsm.engine._transaction import (
     begin,
