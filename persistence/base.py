@@ -10,7 +10,7 @@ import abc
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 
 from persistence.batcher import MAX_TRANSACTIONS, Batcher, BeginCommit
 from persistence.decision import prepare
@@ -40,6 +40,9 @@ class BaseStore(abc.ABC):
 
     The life of a store is one way: made, opened by `init` (or by `async with`), closed for good by `aclose`.
     """
+
+    READS_WITHOUT_WAITING: ClassVar[bool] = False
+    """Whether a read has its answer at once: several of them are then best done one after the other."""
 
     @property
     @abc.abstractmethod
@@ -95,7 +98,7 @@ class BaseStore(abc.ABC):
         self, requests: Sequence[GetRequest], *, parallelism: int = 0
     ) -> Sequence[BulkGetResponse]:
         """Read several keys, one entry a request, in order; at most `parallelism` at once (0: no bound)."""
-        answers = await _bounded(self.get, requests, parallelism)
+        answers = await _bounded(self.get, requests, 1 if self.READS_WITHOUT_WAITING else parallelism)
         return [_bulk_entry(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     async def bulk_set(self, requests: Sequence[SetRequest], *, parallelism: int = 0) -> None:

@@ -103,7 +103,6 @@ class Appender:
                 found = await self._heads.read(history)
                 repeated = bool(ids) and ids[0] <= found.last
                 if fresh and found.version != head.version and not repeated:
-                    self._observer.conflicted(history)
                     raise VersionConflictError(history, found.version, head.version) from error
                 head, fresh = found, True
 
@@ -140,25 +139,31 @@ class Appender:
         if not head.active:
             _begin_life(row, head, type_, self._now())
         parent = head.version
-        after = head.last
+        after = head.latest
+        serial, hash_ = row.serial, row.hash
+        hashed = self._hash_chain or bool(hash_)
         made: list[Event] = []
         operations: list[Operation] = [SetRequest(key="", value=b"")]
         for event in events:
             id_ = event.id or self._ids.new(after)
-            row.serial += 1
+            serial += 1
             data = with_header(event.payload, id_, parent)
             stored, codec = self._coding.encode(history, id_, data)
-            if self._hash_chain or row.hash:
-                row.hash = hashlib.sha256(row.hash + stored).digest()
+            if hashed:
+                hash_ = hashlib.sha256(hash_ + stored).digest()
             value = EventRow(
-                serial=row.serial, parent=parent, data=stored, codec=codec, hash=row.hash
+                serial=serial, parent=parent, data=stored, codec=codec, hash=hash_
             ).SerializeToString()
             operations.append(SetRequest(key=event_key(history, id_), value=value, partition=self._partition))
-            made.append(Event(history, id_, parent, row.serial, data, row.hash))
-            parent = after = id_
+            made.append(Event(history, id_, parent, serial, data, hash_))
+            parent = id_
+            after = max(after, id_)
+        # Greater than that of the commit before, which orders the commits of a history in the feed. An id
+        # that somebody else has made may come from any time, and would put the commit there.
+        stamp = parent if events[0].id is None else self._ids.new(head.latest)
         row.head = parent
-        # Greater than that of the commit before, which orders the commits of a history in the feed.
-        stamp = self._ids.new(EventId(row.stamp) if row.stamp else EPOCH)
+        row.serial = serial
+        row.hash = hash_
         row.stamp = stamp
         entry = FeedEntry(history=history.bytes, event_ids=[event.id for event in made], life=row.life)
         operations[0] = self._head_request(history, head, row)
@@ -228,7 +233,6 @@ class Appender:
             except ETagMismatchError as error:
                 found = await self._heads.read(history)
                 if found.version not in (head.version, EPOCH):
-                    self._observer.conflicted(history)
                     raise VersionConflictError(history, found.version, head.version) from error
                 head = found
             else:

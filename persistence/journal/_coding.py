@@ -73,8 +73,6 @@ class Coding:
             row = EventRow.FromString(value)
         except DecodeError as error:
             raise CorruptHistoryError(history, id_, f"its row is damaged: {error}") from error
-        if len(row.parent) != len(id_):
-            raise CorruptHistoryError(history, id_, f"its row names no parent, but {row.parent!r}")
         return row
 
     def event(self, history: UUID, id_: EventId, value: bytes) -> Event:
@@ -88,8 +86,14 @@ class Coding:
 
     def event_of_row(self, history: UUID, id_: EventId, row: EventRow) -> Event:
         """An event from its row; see `event`."""
-        data = row.data if not row.codec else self.decode(history, id_, row.data, row.codec)
+        if len(row.parent) != len(id_):
+            raise CorruptHistoryError(history, id_, f"its row names no parent, but {row.parent!r}")
         parent = EventId(row.parent)
+        return Event(history, id_, parent, row.serial, self.data(history, id_, parent, row), row.hash)
+
+    def data(self, history: UUID, id_: EventId, parent: EventId, row: EventRow) -> bytes:
+        """The decoded content of a row; see `event`."""
+        data = row.data if not row.codec else self.decode(history, id_, row.data, row.codec)
         if not has_header(data, id_, parent):
             raise CorruptHistoryError(history, id_, "its content belongs to another event")
-        return Event(history, id_, parent, row.serial, data, row.hash)
+        return data

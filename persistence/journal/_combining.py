@@ -148,6 +148,7 @@ class Combiner:
             try:
                 return await self._appender.append(history, events, RETRY_NO_VC, type_)
             except VersionConflictError as error:
+                self._observer.conflicted(history)
                 tries += 1
                 if tries == TRIES:
                     raise RetryNoVCError(history, tries, error) from error

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import Final
 from uuid import UUID
 
-import attrs
 from google.protobuf.message import DecodeError
 
 from persistence.journal._rows import history_key
@@ -26,32 +25,25 @@ __all__ = ["Head", "Heads", "mark_id", "parse_head"]
 _ACTIVE: Final = (HISTORY_PHASE_ACTIVE, HISTORY_PHASE_UNSPECIFIED)
 
 
-@attrs.frozen
 class Head:
     """The row of a history as it was read.
 
     Attributes:
         row: None if there is none.
         etag: None if there is no row.
+        active: whether the history can be read.
+        last: the last event there has ever been.
+        version: the last event; `EPOCH` if the history is empty or was deleted.
     """
 
-    row: HistoryHead | None = None
-    etag: str | None = None
+    __slots__ = ("active", "etag", "last", "row", "version")
 
-    @property
-    def active(self) -> bool:
-        """Whether the history can be read."""
-        return self.row is not None and self.row.phase in _ACTIVE
-
-    @property
-    def version(self) -> EventId:
-        """The last event; `EPOCH` if the history is empty or was deleted."""
-        return EventId(self.row.head) if self.row is not None and self.active else EPOCH
-
-    @property
-    def last(self) -> EventId:
-        """The last event there has ever been."""
-        return EPOCH if self.row is None else EventId(self.row.head)
+    def __init__(self, row: HistoryHead | None = None, etag: str | None = None) -> None:
+        self.row = row
+        self.etag = etag
+        self.active: bool = row is not None and row.phase in _ACTIVE
+        self.last: EventId = EPOCH if row is None else EventId(row.head)
+        self.version: EventId = self.last if self.active else EPOCH
 
     @property
     def epoch(self) -> EventId:
@@ -67,6 +59,11 @@ class Head:
     def tail(self) -> EventId:
         """Events up to this one may be gone."""
         return EPOCH if self.row is None else mark_id(self.row.tail)
+
+    @property
+    def latest(self) -> EventId:
+        """The latest of the last event and the stamp of the last commit: what comes next is later."""
+        return EPOCH if self.row is None else max(self.last, EventId(self.row.stamp or EPOCH))
 
 
 def mark_id(mark: HistoryMark) -> EventId:

@@ -8,8 +8,9 @@ from typing import Final
 from uuid import UUID
 
 from persistence.journal._coding import Coding
+from persistence.journal._header import trusted
 from persistence.journal._heads import Head, Heads
-from persistence.journal._rows import event_key, event_of
+from persistence.journal._rows import event_key, event_of, event_prefix
 from persistence.journal.errors import (
     CorruptHistoryError,
     ParentMismatchError,
@@ -48,24 +49,33 @@ class Reader:
             return
         start = head.epoch if after == EPOCH else after
         end = event_key(history, head.version) + _AFTER if before is None else event_key(history, before)
-        chain = _Chain(row, start)
         first = event_key(history, start) + _AFTER
         if limit is not None and limit <= 0:
             return
+        chain = _Chain(row, start)
+        # What a long history costs is what happens here for each event.
+        previous, parent, serial, hashed = start, chain.parent, chain.serial, bool(row.hash)
+        digits, left = len(event_prefix(history)), -1 if limit is None else limit
         async for item in self._store.scan(self._partition, first, end, limit=limit):
-            id_ = event_of(item.key)
+            id_ = trusted(bytes.fromhex(item.key[digits:]))
             event_row = self._coding.row(history, id_, item.value)
-            if row.hash:
+            if hashed:
                 await self._check_hash(history, chain, event_row, id_)
-            if not chain.follows(event_row, id_):
+            number = event_row.serial
+            if event_row.parent != parent or (serial is not None and number != serial + 1):
+                chain.stop(previous, serial)
                 raise await self._broken(history, chain, event_row, id_, after)
-            yield self._coding.event_of_row(history, id_, event_row)
-            chain.move(event_row, id_)
-            if limit is not None and chain.count == limit:
+            data = self._coding.data(history, id_, parent, event_row)
+            yield Event(history, id_, parent, number, data, event_row.hash)
+            previous = parent = id_
+            serial = number
+            left -= 1
+            if left == 0:
                 return
-        if before is None and chain.previous != head.version:
+        chain.stop(previous, serial)
+        if before is None and previous != head.version:
             raise await self._ended_early(history, chain, head, after)
-        if chain.count == 0 and before is not None:
+        if chain.nothing_read and before is not None:
             await self._must_exist(history, start, after, head)
 
     async def backward(
@@ -128,10 +138,12 @@ class Reader:
             answer = await self._store.get(GetRequest(key=key, partition=self._partition))
             if answer.data is None:
                 # Whether the event is gone or never was, the check of the parents tells.
+                chain.hash = row.hash
                 return
             chain.hash = self._coding.row(history, chain.previous, answer.data).hash
         if not _is_hashed(chain.hash, row):
             raise CorruptHistoryError(history, id_, "it does not fit the hash chain: something was changed")
+        chain.hash = row.hash
 
     async def _broken(
         self, history: UUID, chain: _Chain, row: EventRow, id_: EventId, after: EventId
@@ -140,8 +152,10 @@ class Reader:
         stale = await self._stale(history, chain.previous, after)
         if stale is not None:
             return stale
-        if chain.count == 0 and after != EPOCH:
+        if chain.nothing_read and after != EPOCH:
             return UnknownEventError(history, after)
+        if len(row.parent) != len(EPOCH):
+            return CorruptHistoryError(history, id_, f"its row names no parent, but {row.parent!r}")
         return ParentMismatchError(history, id_, EventId(row.parent), chain.previous)
 
     async def _ended_early(self, history: UUID, chain: _Chain, head: Head, after: EventId) -> Exception:
@@ -149,7 +163,7 @@ class Reader:
         stale = await self._stale(history, chain.previous, after)
         if stale is not None:
             return stale
-        if chain.count == 0 and after > head.version:
+        if chain.nothing_read and after > head.version:
             return UnknownEventError(history, after)
         return CorruptHistoryError(history, head.version, f"it is missing behind {chain.previous}")
 
@@ -177,35 +191,35 @@ def _is_hashed(parent: bytes, row: EventRow) -> bool:
 
 
 class _Chain:
-    """How far reading has come along the chain of parents."""
+    """Where reading begins in the chain of parents, and where it has stopped.
 
-    __slots__ = ("_base", "_serial", "count", "hash", "previous")
+    Attributes:
+        previous: the event that was read last, or the one to begin behind.
+        parent: what the first event has to name as its parent.
+        serial: the number of `previous`; None if it is not known.
+        hash: the hash of `previous`, while hashes are checked; None if it is not known.
+        nothing_read: whether no event was read.
+    """
+
+    __slots__ = ("_start", "hash", "nothing_read", "parent", "previous", "serial")
 
     def __init__(self, row: HistoryHead, start: EventId) -> None:
+        self._start = start
         self.previous: EventId = start
-        self.count: int = 0
         # The first event of a life has no parent.
-        self._base = row.base or EPOCH
-        self._serial: int | None = None
-        # None: not known yet.
+        self.parent: EventId = EPOCH if start == (row.base or EPOCH) else start
+        self.serial: int | None = None
         self.hash: bytes | None = None
+        self.nothing_read: bool = True
         if start == EPOCH:
-            self.hash, self._serial = b"", 0
+            self.hash, self.serial = b"", 0
         else:
             for mark in (row.epoch, row.tail):
                 if start == mark.event_id:
-                    self.hash, self._serial = mark.hash, mark.serial
+                    self.hash, self.serial = mark.hash, mark.serial
 
-    def follows(self, row: EventRow, id_: EventId) -> bool:
-        """Whether an event is the next one."""
-        if self._serial is not None and row.serial != self._serial + 1:
-            return False
-        parent = EPOCH if self.previous == self._base else self.previous
-        return row.parent == parent and id_ > self.previous
-
-    def move(self, row: EventRow, id_: EventId) -> None:
-        """Go on to an event."""
-        self.previous = id_
-        self.count += 1
-        self._serial = row.serial
-        self.hash = row.hash
+    def stop(self, previous: EventId, serial: int | None) -> None:
+        """Take note of where reading has stopped."""
+        self.previous = previous
+        self.serial = serial
+        self.nothing_read = previous == self._start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import attrs
@@ -48,8 +48,7 @@ class NewEvent:
         return cls(message.SerializeToString(deterministic=True), id)
 
 
-@attrs.frozen
-class Event:
+class Event(NamedTuple):
     """A committed event.
 
     Attributes:
@@ -66,8 +65,11 @@ class Event:
     id: EventId
     parent: EventId
     serial: int
-    data: bytes = attrs.field(repr=False)
-    hash: bytes = attrs.field(default=b"", repr=False)
+    data: bytes
+    hash: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Event({self.id}, number {self.serial} of {self.history}, {len(self.data)} bytes)"
 
     @property
     def time(self) -> datetime:

@@ -195,7 +195,11 @@ class Journal:
         if expected is RETRY_NO_VC:
             committed = await self._combiner.commit(history, events, type)
         else:
-            committed = await self._appender.append(history, events, expected, type)
+            try:
+                committed = await self._appender.append(history, events, expected, type)
+            except VersionConflictError:
+                self.observer.conflicted(history)
+                raise
         self.observer.committed(history, len(committed.events))
         self.notifier.post(history)
         return committed

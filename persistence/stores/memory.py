@@ -48,6 +48,8 @@ class MemoryStore(BaseStore):
     is a snapshot.
     """
 
+    READS_WITHOUT_WAITING = True
+
     def __init__(self, name: str = "", *, clock: Callable[[], int] = time.time_ns) -> None:
         """Make a store; `clock` tells the time for expiry, in nanoseconds since 1970."""
         self._name = name

@@ -65,6 +65,8 @@ class SqliteStore(BatchedStore):
     whose event loop is busy, `sys.setswitchinterval(0.0005)` lets that thread go on sooner.
     """
 
+    READS_WITHOUT_WAITING = True
+
     def __init__(
         self,
         path: str | Path,
