@@ -31,6 +31,7 @@ _MODULES: Final = {
     "stores": "server_stores",
     "engine-servers": "durable_servers",
     "journal": "event_journal",
+    "machines": "configured_machines",
     "fsm-redis": "configured_machines_on_redis",
 }
 

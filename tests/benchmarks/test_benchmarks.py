@@ -12,6 +12,7 @@ import pytest
 
 from tests.benchmarks import (
     bytes_written,
+    configured_machines,
     configured_machines_on_redis,
     durable_executions,
     durable_servers,
@@ -81,6 +82,11 @@ def test_durable_executions_run_on_postgresql(new_server: NewServer) -> None:
     table = render(durable_servers.compare(new_server("postgresql", durable=True), Size.TINY))
     assert "hsm" in table
     assert "procrastinate" in table
+
+
+def test_events_to_configured_machines_are_compared() -> None:
+    (table,) = configured_machines.measure(Size.TINY)
+    assert "commands through sqlite3" in render(table)
 
 
 @pytest.mark.server
