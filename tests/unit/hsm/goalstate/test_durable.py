@@ -24,7 +24,8 @@ from hsm.goalstate import (
     Run,
     Standing,
 )
-from hsm.testing import FakeClock
+from hsm.testing import FakeClock, FaultyStore
+from persistence.errors import PersistenceError
 from persistence.goals import goal_partition
 from persistence.store import EngineStore
 from tests.support.databases import Database, new_database
@@ -520,3 +521,36 @@ async def test_engine_that_was_not_started_says_so(world: World, tmp_path: Path)
     async with new_database("memory", tmp_path) as database:
         with pytest.raises(RuntimeError, match="not started"):
             await engine_of(world, database.store).enqueue(world.kind, "a")
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("write", range(1, 16))
+async def test_process_that_is_cut_off_at_any_write_forgets_no_entity(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int, carried_out: bool
+) -> None:
+    monkeypatch.setattr("hsm.engine._stopping.PATIENCE_SECONDS", 0.01)
+    acknowledged = False
+    async with new_database("memory", tmp_path) as database:
+        store = FaultyStore(database.store)
+        store.cut_off_at(write, carried_out=carried_out)
+        world.fail = {"a"}
+        first = engine_of(world, store)
+        try:
+            await first.start()
+            await first.enqueue(world.kind, "a", goal=Goal.ON)
+            acknowledged = True
+            await world.clock.skip(40 * SECOND)
+        except PersistenceError:
+            assert not acknowledged
+        runs = len(world.log)
+        await first.stop(drain=False)
+        world.fail.clear()
+        async with engine_of(world, await database.open()) as second:
+            for _ in range(3):
+                await skip(second, world, HOUR)
+            info = await second.describe(world.kind, "a")
+            if acknowledged:
+                assert info is not None
+                assert len(world.log) > runs
+            if info is not None:
+                assert (info.deadline, info.running, info.failures, info.goal) == (None, False, 0, "ON")
