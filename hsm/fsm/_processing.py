@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
 
 import attrs
 
@@ -36,13 +36,15 @@ from persistence.proto.fsm_pb2 import EventRow
 from persistence.proto.statemachine_pb2 import Event, EventOutcome, EventRequest, EventResponse
 from persistence.store import DeleteRequest, EngineStore, GetRequest, Operation, SetRequest
 
-__all__ = ["Lanes", "Processing", "Recorder"]
+__all__ = ["Lanes", "Processing", "Recorder", "events_in_transaction"]
 
 _OPERATIONS_OF_EVENT: Final = 5
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.1
 
 MachineKey = tuple[str, str]
+Process: TypeAlias = Callable[[str, str, Sequence[AcceptedEvent]], Awaitable[Sequence[EventOutcome]]]
+"""Carries out events to a machine: name of its configuration, id, and the events in their order."""
 
 
 @attrs.frozen
@@ -194,16 +196,21 @@ class Processing:
         return known
 
 
+def events_in_transaction(operations: int) -> int:
+    """How many events fit into a transaction of so many operations; one at least is tried."""
+    return max(1, (operations - OWN_OPERATIONS) // _OPERATIONS_OF_EVENT)
+
+
 class Lanes:
     """Takes events from anywhere in the process, and has one worker for each machine that has some.
 
     What comes for a machine while its worker waits for the database goes into its next transaction.
     """
 
-    def __init__(self, processing: Processing, batch: int, operations: int) -> None:
-        """Take at most `batch` events at once, and no more than fit into a transaction."""
-        self._processing = processing
-        self._batch = max(1, min(batch, (operations - OWN_OPERATIONS) // _OPERATIONS_OF_EVENT))
+    def __init__(self, process: Process, batch: int) -> None:
+        """Take at most `batch` events at once."""
+        self._process = process
+        self._batch = batch
         self._lanes: dict[MachineKey, deque[tuple[AcceptedEvent, asyncio.Future[EventOutcome]]]] = {}
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -241,7 +248,7 @@ class Lanes:
         self, key: MachineKey, batch: Sequence[tuple[AcceptedEvent, asyncio.Future[EventOutcome]]]
     ) -> None:
         try:
-            outcomes = await self._processing.process(*key, [event for event, _ in batch])
+            outcomes = await self._process(*key, [event for event, _ in batch])
         except InvalidDataError as error:
             if len(batch) == 1:
                 _fail(batch[0][1], error)

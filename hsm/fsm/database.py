@@ -18,7 +18,7 @@ from hsm.fsm._configurations import Configurations
 from hsm.fsm._events import Events
 from hsm.fsm._guard import guarded
 from hsm.fsm._machines import Machines
-from hsm.fsm._processing import Lanes, Processing, Recorder
+from hsm.fsm._processing import Lanes, Processing, Recorder, events_in_transaction
 from hsm.fsm._writing import Writing
 from hsm.fsm.domain import check_request, update_event
 from hsm.fsm.errors import InvalidDataError
@@ -127,7 +127,8 @@ class DatabaseStore:
             history_cap=self._options.history_cap,
             max_attempts=self._options.max_attempts,
         )
-        self._lanes = Lanes(processing, self._options.batch, self._store.limits.operations)
+        most = events_in_transaction(self._store.limits.operations)
+        self._lanes = Lanes(processing.process, min(self._options.batch, most))
 
     def __repr__(self) -> str:
         return f"<DatabaseStore of namespace {self._namespace!r} on {self._store!r}>"

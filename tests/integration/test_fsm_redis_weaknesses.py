@@ -491,14 +491,19 @@ async def test_tls_and_password_are_used(kind: str, new_server: NewServer) -> No
     async with RedisStore(raw.address, raw.is_cluster, timeout=PATIENCE, options=options) as store:
         await store.put_config(orders())
         assert await store.get_all_configs() == ["orders"]
+
+
+async def test_server_that_is_not_to_be_trusted_or_does_not_trust_us_is_not_used(
+    new_server: NewServer,
+) -> None:
+    server = new_server("redis", tls=True, password="secret")  # noqa: S106  of a server that lives for a moment
+    raw = RawRedis(server)
     for wrong in (
         RedisStoreOptions(password="secret"),
         RedisStoreOptions(tls=True, password="secret"),
         RedisStoreOptions(tls=True, tls_ca=str(server.ca_file), password="other"),
     ):
-        async with RedisStore(
-            raw.address, raw.is_cluster, timeout=PATIENCE, options=wrong, max_retries=1
-        ) as store:
+        async with RedisStore(raw.address, timeout=PATIENCE, options=wrong, max_retries=1) as store:
             with pytest.raises(GenericStoreError):
                 await store.get_all_configs()
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Final
 
 from hsm.engine.clock import from_nanos
+from hsm.fsm._processing import Lanes
 from hsm.fsm.domain import ConfiguredStateMachine, check_request, update_event
 from hsm.fsm.errors import (
     ConfigurationNotFoundError,
@@ -64,6 +65,7 @@ class Machines(Configurations):
             namespace=namespace,
             options=options,
         )
+        self._lanes = Lanes(self._process, options.batch)
         self._turns: defaultdict[tuple[str, str], list[asyncio.Future[None]]] = defaultdict(list)
 
     async def get_state_machine(self, id: str, name: str) -> FiniteStateMachine:  # noqa: A002  the field's word
@@ -321,7 +323,9 @@ class Machines(Configurations):
         return outcome
 
     async def process_events(self, events: Sequence[AcceptedEvent]) -> Sequence[EventOutcome]:
-        """As `tx_process_event` for several events to **one** machine, in their order, in one transaction.
+        """As `tx_process_event` for several events to **one** machine, in their order, in few transactions.
+
+        What comes for a machine while a transaction of its is under way goes into the next one.
 
         Raises:
             InvalidDataError: they are to several machines, or one of them has no id.
@@ -335,23 +339,20 @@ class Machines(Configurations):
                 f"events that are processed together are for one machine, and not for {sorted(places)}"
             )
         ((id_, name),) = places
-        sent: list[Sent] = []
         for each in events:
-            request = each.request
-            check_request(request)
-            if not request.event.event_id:
+            check_request(each.request)
+            if not each.request.event.event_id:
                 raise InvalidDataError(f"an event to machine {id_!r} of {name!r} has no id")
-            expected = request.expected_revision if request.HasField("expected_revision") else None
-            sent.append(Sent(request.event, expected, bool(each.position)))
-        outcomes = await self._process(id_, name, sent)
-        return [outcomes[each.event.event_id] for each in sent]
+        # The futures survive a caller who gives up: what was begun is carried out.
+        return [await asyncio.shield(future) for future in self._lanes.submit(events)]
 
     async def _process(
         self,
-        id: str,  # noqa: A002  the field's word
         name: str,
-        sent: Sequence[Sent],
-    ) -> Mapping[str, EventOutcome]:
+        id: str,  # noqa: A002  the field's word
+        events: Sequence[AcceptedEvent],
+    ) -> Sequence[EventOutcome]:
+        sent = [_sent(each) for each in events]
         key = self._layout.machine(id, name).decode()
         ids = list(dict.fromkeys(each.event.event_id for each in sent))
 
@@ -387,7 +388,8 @@ class Machines(Configurations):
             raise self._too_many(id, name)
 
         async with self._turn(id, name):
-            return await self._attempt(key, work)
+            outcomes = await self._attempt(key, work)
+        return [outcomes[each.event.event_id] for each in sent]
 
     async def _moves(
         self,
@@ -440,6 +442,12 @@ class Machines(Configurations):
 
 class _ConfigurationChangedError(Exception):
     """A machine follows another configuration by now."""
+
+
+def _sent(event: AcceptedEvent) -> Sent:
+    request = event.request
+    expected = request.expected_revision if request.HasField("expected_revision") else None
+    return Sent(request.event, expected, bool(event.position))
 
 
 def _check_revision(key: str, machine: FiniteStateMachine | None, expected: int | None) -> None:

@@ -95,7 +95,8 @@ class RedisStore(Events):
         await self._attempt("health", work)
 
     async def aclose(self) -> None:
-        """Close all connections; a second call does nothing."""
+        """Finish what was begun, and close all connections; a second call does nothing."""
+        await self._lanes.drained()
         await self._opened.connections.aclose()
 
     async def __aenter__(self) -> Self:
