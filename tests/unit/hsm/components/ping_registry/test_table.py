@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 from uuid import UUID, uuid4
@@ -237,6 +238,26 @@ async def test_repeated_summary_has_to_be_the_same(workflows: Workflows) -> None
         await workflows.post_summary(id_, NO_VC, 0, "y", request_id="r")
     with pytest.raises(StateConflictError):
         await workflows.post_summary(id_, NO_VC, 0, "x", request_id="another")
+
+
+async def test_fifty_pings_at_once_from_each_of_two_processes_end_in_one_chain(
+    workflows: Workflows, world: World
+) -> None:
+    id_ = await brought_to(workflows, StateCode.INITIALIZED)
+    both = (workflows, Workflows(world.other_journal()))
+
+    vids = await asyncio.gather(
+        *[
+            each.append_ping(id_, RETRY_NO_VC, 0, "x", sender=f"s{side}", request_id=str(number))
+            for number in range(50)
+            for side, each in enumerate(both)
+        ]
+    )
+
+    state = await workflows.find(id_)
+    assert len(set(vids)) == state.num_pings == 100
+    assert [ping.event_id for ping in state.pings] == sorted(vids)
+    assert len({(ping.sender, ping.request_id) for ping in state.pings}) == 100
 
 
 # Errors
