@@ -6,16 +6,25 @@ import importlib
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import IO
+from typing import IO, Final
 
 import click
 
 from hsm.cli._database import URL_VARIABLE
 from hsm.cli._errors import CommandError
-from hsm.cli._fsm_options import SECONDS, DatabaseOptions, TargetOptions, database_options, target_options
+from hsm.cli._fsm_options import (
+    SECONDS,
+    DatabaseOptions,
+    KeepingOptions,
+    TargetOptions,
+    database_options,
+    target_options,
+)
 from hsm.cli._running import out, run_command
 
 __all__ = ["fsm"]
+
+_KEPT: Final = click.FloatRange(0, 10 * 366 * 86400)
 
 _wait = click.option(
     "--wait",
@@ -194,6 +203,25 @@ def diagram(configuration: str, language: str, machine: str, target: TargetOptio
     "--concurrency", type=click.IntRange(1), default=100, show_default=True, help="Messages at once."
 )
 @click.option("--all-outcomes", is_flag=True, help="Publish the outcomes of events that succeed, too.")
+@click.option(
+    "--history-cap", type=click.IntRange(0), help="Events that a machine's history keeps, else all."
+)
+@click.option(
+    "--keep-events",
+    type=_KEPT,
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Events, after their outcome; 0 for ever.",
+)
+@click.option(
+    "--keep-outcomes",
+    type=_KEPT,
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Outcomes, and with them the answer to an event that comes again; 0 for ever.",
+)
 @click.option("--sqs-events", metavar="QUEUE", help="Take events from this queue (name or URL).")
 @click.option("--sqs-dead-letters", metavar="QUEUE", help="For its messages that nobody can process.")
 @click.option("--sqs-outcomes", metavar="QUEUE", help="Publish outcomes to this queue.")
@@ -235,6 +263,9 @@ def serve(
     grace: float,
     concurrency: int,
     all_outcomes: bool,
+    history_cap: int | None,
+    keep_events: float,
+    keep_outcomes: float,
     sqs_events: str | None,
     sqs_dead_letters: str | None,
     sqs_outcomes: str | None,
@@ -271,7 +302,13 @@ def serve(
         timeout=timedelta(seconds=timeout),
         grace=timedelta(seconds=grace),
         concurrency=concurrency,
-        all_outcomes=all_outcomes,
+        keeping=KeepingOptions(
+            notify=True,
+            notify_all=all_outcomes,
+            history_cap=history_cap,
+            event_ttl=timedelta(seconds=keep_events),
+            outcome_ttl=timedelta(seconds=keep_outcomes),
+        ),
         sqs_events=sqs_events,
         sqs_dead_letters=sqs_dead_letters,
         sqs_outcomes=sqs_outcomes,

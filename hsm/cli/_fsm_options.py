@@ -13,7 +13,14 @@ import click
 
 from hsm.cli._database import URL_VARIABLE, named_by_environment
 
-__all__ = ["SECONDS", "DatabaseOptions", "TargetOptions", "database_options", "target_options"]
+__all__ = [
+    "SECONDS",
+    "DatabaseOptions",
+    "KeepingOptions",
+    "TargetOptions",
+    "database_options",
+    "target_options",
+]
 
 SECONDS: Final = click.FloatRange(0, 604800)
 """A duration, up to a week."""
@@ -39,6 +46,25 @@ class DatabaseOptions:
     url: str
     redis_layout: bool
     namespace: str
+
+
+@attrs.frozen
+class KeepingOptions:
+    """What a store keeps, and for how long.
+
+    Attributes:
+        notify: outcomes of refused events, until somebody was told of them.
+        notify_all: those of other events, too.
+        history_cap: events in the history of a machine; None for all.
+        event_ttl: events after their outcome; zero for ever.
+        outcome_ttl: outcomes; zero for ever.
+    """
+
+    notify: bool = False
+    notify_all: bool = False
+    history_cap: int | None = None
+    event_ttl: timedelta = timedelta()
+    outcome_ttl: timedelta = timedelta()
 
 
 @attrs.frozen

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 from rich.console import Console
 
-from hsm.cli._fsm_options import DatabaseOptions
+from hsm.cli._fsm_options import DatabaseOptions, KeepingOptions
 from hsm.cli._fsm_target import open_machines
 from hsm.fsm.service import (
     FSMServer,
@@ -43,7 +43,7 @@ class ServeOptions:
     timeout: timedelta
     grace: timedelta
     concurrency: int
-    all_outcomes: bool
+    keeping: KeepingOptions
     sqs_events: str | None
     sqs_dead_letters: str | None
     sqs_outcomes: str | None
@@ -73,8 +73,9 @@ async def serve(out: Console, options: ServeOptions) -> int:
         store = await stack.enter_async_context(
             open_machines(
                 options.database,
-                notify=publisher is not None,
-                notify_all=publisher is not None and options.all_outcomes,
+                options.keeping
+                if publisher
+                else attrs.evolve(options.keeping, notify=False, notify_all=False),
             )
         )
         server = FSMServer(

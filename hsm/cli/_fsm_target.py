@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
+import attrs
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 from hsm.cli._database import refuse_memory
 from hsm.cli._errors import CommandError
-from hsm.cli._fsm_options import DatabaseOptions, TargetOptions
+from hsm.cli._fsm_options import DatabaseOptions, KeepingOptions, TargetOptions
 from hsm.errors import HSMError
 from hsm.fsm.database import DatabaseOptions as StoreOptions, DatabaseStore
 from hsm.fsm.keys import DEFAULT_MAX_RETRIES
@@ -48,6 +49,8 @@ T = TypeVar("T")
 
 # The commands can wait longer than a call between programs.
 _REDIS_TIMEOUT: Final = timedelta(seconds=2)
+# A machine comes with all of its history.
+_CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
 _REFUSALS: Final = frozenset(
     {
         grpc.StatusCode.ABORTED,
@@ -156,7 +159,7 @@ async def open_target(options: TargetOptions) -> AsyncGenerator[Target, None]:
 
 @asynccontextmanager
 async def open_machines(
-    options: DatabaseOptions, *, notify: bool = False, notify_all: bool = False
+    options: DatabaseOptions, keeping: KeepingOptions | None = None
 ) -> AsyncGenerator[StoreManager, None]:
     """The store of machines that the options name, until the block ends.
 
@@ -164,19 +167,17 @@ async def open_machines(
         CommandError, PersistenceError: it cannot be used.
     """
     refuse_memory(options.url)
-    async with (
-        _redis_layout(options, notify=notify, notify_all=notify_all)
-        if options.redis_layout
-        else DatabaseStore(
-            options.url,
-            namespace=options.namespace,
-            options=StoreOptions(notify=notify, notify_all=notify_all),
-        )
-    ) as store:
+    kept = attrs.asdict(keeping or KeepingOptions())
+    store: StoreManager
+    if options.redis_layout:
+        store = _redis_layout(options, kept)
+    else:
+        store = DatabaseStore(options.url, namespace=options.namespace, options=StoreOptions(**kept))
+    async with store:
         yield store
 
 
-def _redis_layout(options: DatabaseOptions, *, notify: bool, notify_all: bool) -> RedisStore:
+def _redis_layout(options: DatabaseOptions, kept: Mapping[str, Any]) -> RedisStore:
     """The store of a URL whose query may hold `timeout` (seconds), `max_retries`, and the files of TLS."""
     target, texts = parse_url(options.url)
     with Properties("Redis", texts) as properties:
@@ -188,8 +189,7 @@ def _redis_layout(options: DatabaseOptions, *, notify: bool, notify_all: bool) -
             properties.whole("max_retries", DEFAULT_MAX_RETRIES, least=1),
             namespace=options.namespace,
             options=RedisStoreOptions(
-                notify=notify,
-                notify_all=notify_all,
+                **kept,
                 username=target.username,
                 password=target.password,
                 tls=target.tls,
@@ -203,6 +203,6 @@ def _redis_layout(options: DatabaseOptions, *, notify: bool, notify_all: bool) -
 
 def _channel(options: TargetOptions) -> grpc.aio.Channel:
     if options.insecure:
-        return grpc.aio.insecure_channel(options.address)
+        return grpc.aio.insecure_channel(options.address, _CHANNEL_OPTIONS)
     tls = ClientTLS(options.authority, options.certificate, options.key)
-    return grpc.aio.secure_channel(options.address, tls.credentials())
+    return grpc.aio.secure_channel(options.address, tls.credentials(), _CHANNEL_OPTIONS)

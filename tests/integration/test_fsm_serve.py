@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiobotocore.session import AioSession
 from google.protobuf.empty_pb2 import Empty
+from grpc import StatusCode
 from grpc.aio import AioRpcError
 from redis.asyncio import Redis
 
@@ -25,6 +26,7 @@ from persistence.proto.statemachine_pb2 import (
     EventRequest,
     EventResponse,
     FiniteStateMachine,
+    GetFsmRequest,
     HealthResponse,
 )
 from tests.support.deliveries import hsm
@@ -290,6 +292,36 @@ def decoded(fields: dict[bytes, bytes] | list[bytes]) -> EventResponse:
 
     body = fields[b"body"] if isinstance(fields, dict) else fields[1]
     return EventResponse.FromString(base64.b64decode(body))
+
+
+async def test_history_and_outcomes_are_kept_as_long_as_asked_for(tmp_path: Path) -> None:
+    database = ("--db", f"sqlite:///{tmp_path}/fsm.db")
+    keeping = ("--history-cap", "2", "--keep-outcomes", "1", "--keep-events", "1")
+    async with serving_process(*database, *keeping, folder=tmp_path) as (served, client):
+        await client.PutConfiguration(counter())
+        await client.PutFiniteStateMachine(new_machine("c0", config_id="counters:v1"))
+        for number in range(5):
+            await client.SendEvent(event_for("c0", "next", config="counters", event_id=f"e{number}"))
+        question = EventRequest(config="counters", id="e4")
+
+        async def processed() -> bool:
+            machine = await client.GetFiniteStateMachine(GetFsmRequest(config="counters", id="c0"))
+            return machine.revision == 6
+
+        async def forgotten() -> bool:
+            try:
+                await client.GetEventOutcome(question)
+            except AioRpcError as error:
+                return error.code() == StatusCode.NOT_FOUND
+            return False
+
+        await until(processed)
+        machine = await client.GetFiniteStateMachine(GetFsmRequest(config="counters", id="c0"))
+        await until(forgotten)
+        assert await served.stop() == 0
+
+    assert [event.event_id for event in machine.history] == ["e3", "e4"]
+    assert machine.history_dropped == 3
 
 
 async def test_log_records_are_json_on_demand(tmp_path: Path) -> None:
