@@ -55,9 +55,10 @@ class TimeLimits:
         return run in self._expired
 
     def close(self) -> None:
-        """Cancel nothing any more."""
+        """Cancel nothing any more, before the next `begin`."""
         if self._alarm is not None:
             self._alarm.cancel()
+            self._alarm = None
 
     def _arm(self, deadline: int) -> None:
         if self._alarm is not None:

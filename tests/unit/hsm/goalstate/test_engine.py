@@ -713,3 +713,18 @@ async def test_entity_that_is_gone_is_forgotten(clock: FakeClock) -> None:
         engine.enqueue(light)
         await clock.skip(timedelta(days=1))
         assert (engine.total, engine.queue_length, light.log) == (0, 0, ["look"])
+
+
+async def test_time_limits_hold_after_another_start(clock: FakeClock) -> None:
+    blocked = Blocked()
+    light = Light(todo=[noting("well")])
+    engine = Engine(steady(clock, run_timeout=10 * SECOND))
+    async with engine:
+        engine.enqueue(light)
+        await engine.drain()
+    clock.advance(timedelta(hours=1))
+    light.todo = [blocked.action()]
+    async with engine:
+        engine.enqueue(light)
+        await clock.skip(10 * SECOND)
+        assert (blocked.cancelled, engine.failures(light.id)) == (1, 1)
