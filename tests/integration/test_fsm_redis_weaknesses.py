@@ -65,6 +65,10 @@ async def test_machine_is_in_one_set_whoever_was_first(world: RedisWorld) -> Non
     machine = FiniteStateMachine(config_id="fork:v1", state="s1")
     ids = [str(number) for number in range(30)]
     await asyncio.gather(*(first.put_state_machine(id_, machine) for id_ in ids))
+    # Both know the way before they start.
+    await asyncio.gather(
+        *(store.tx_process_event("nobody", "fork", new_event("a")) for store in (first, second))
+    )
 
     await asyncio.gather(
         *(
