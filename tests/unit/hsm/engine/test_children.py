@@ -483,7 +483,7 @@ async def test_refresh_starts_no_second_child(registry: Registry, database: Data
             await engine.drain()
             await engine.refresh(BOSS)
         await engine.resume(BOSS)
-        await engine.drain()
+        await engine.run_until_idle()
         assert await child_states(engine) == [ChildState.STARTED]
         assert await engine.count() == 2
     assert await database.queued() == []
