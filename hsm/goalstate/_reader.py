@@ -183,7 +183,10 @@ class Reader:
         return found
 
     async def _look_at(self, partition: str) -> bool:
-        taken = self._taken[partition]
+        taken = self._taken.get(partition)
+        if taken is None:
+            # It was lost while others were read.
+            return False
         found = await self._running(partition)
         found |= await self._scheduled(partition, taken, self.horizon, recovered=False)
         return found | await self._scheduled(partition, 0, taken, recovered=True)

@@ -316,7 +316,7 @@ class Runner:
         partition = self._rows.partition(key)
         if not self.reader.owns(partition):
             self.reader.notify(partition)
-        elif due <= self.reader.horizon:
+        elif due <= self.reader.horizon and self.knows(key.kind):
             self.offer(key, "", due)
 
     async def _write(

@@ -503,7 +503,9 @@ async def test_entities_of_unknown_kinds_are_left_alone_and_stand_in_nobodys_way
         world.clock.advance(SECOND)
         async with engine_of(world, database.store, window=4, shard_count=1) as engine:
             await engine.drain()
+            await engine.enqueue(EntityKind("a stranger", world.load), "enqueued here")
             await skip(engine, world, SECOND)
+            assert engine.total == 0
     assert world.log == ["known"]
     assert caplog.text.count("entities of the kind 'a stranger' are left alone") == 1
 
