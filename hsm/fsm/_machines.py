@@ -57,14 +57,20 @@ class Machines:
         return held
 
     async def read(self, partition: str, id_: str) -> Held | None:
-        """A machine as it is; None if there is none."""
+        """A machine as it is, which is remembered; None if there is none. For whoever has the turn."""
+        held = await self.look_at(partition, id_)
+        if held is None:
+            self.forget(partition, id_)
+        else:
+            self.remember(partition, id_, held)
+        return held
+
+    async def look_at(self, partition: str, id_: str) -> Held | None:
+        """A machine as it is; None if there is none. The answer may be older than what is remembered."""
         response = await self._store.get(GetRequest(partition=partition, key=machine_key(id_)))
         if response.data is None or response.etag is None:
-            self.forget(partition, id_)
             return None
-        held = Held(decode(MachineRow.FromString, response.data, f"machine {id_!r}"), response.etag)
-        self.remember(partition, id_, held)
-        return held
+        return Held(decode(MachineRow.FromString, response.data, f"machine {id_!r}"), response.etag)
 
     def remember(self, partition: str, id_: str, held: Held) -> None:
         """A machine was read or written."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
@@ -21,6 +20,7 @@ from hsm.fsm._rows import (
     pending_key,
     position_of,
 )
+from hsm.fsm._turns import Turns, pause_after
 from hsm.fsm.errors import (
     ConfigurationNotFoundError,
     InvalidDataError,
@@ -39,8 +39,6 @@ from persistence.store import DeleteRequest, EngineStore, GetRequest, Operation,
 __all__ = ["Lanes", "Processing", "Recorder", "events_in_transaction"]
 
 _OPERATIONS_OF_EVENT: Final = 5
-_SHORTEST_PAUSE: Final = 0.001
-_LONGEST_PAUSE: Final = 0.1
 
 MachineKey = tuple[str, str]
 Process: TypeAlias = Callable[[str, str, Sequence[AcceptedEvent]], Awaitable[Sequence[EventOutcome]]]
@@ -103,6 +101,7 @@ class Processing:
         machines: Machines,
         configurations: Configurations,
         recorder: Recorder,
+        turns: Turns,
         *,
         history_cap: int | None,
         max_attempts: int,
@@ -112,6 +111,7 @@ class Processing:
         self._machines = machines
         self._configurations = configurations
         self._recorder = recorder
+        self._turns = turns
         self._history_cap = history_cap
         self._max_attempts = max_attempts
 
@@ -122,7 +122,8 @@ class Processing:
         attempt = 0
         while waiting:
             try:
-                outcomes |= await self._commit(name, id_, list(waiting.values()))
+                async with self._turns.turn(machine_partition(self._namespace, name), id_):
+                    outcomes |= await self._commit(name, id_, list(waiting.values()))
                 break
             except TransactionTooLargeError as error:
                 if len(waiting) == 1:
@@ -145,7 +146,7 @@ class Processing:
                     raise TooManyAttemptsError(
                         f"machine {id_!r} of {name!r}: retries exceeded ({attempt} attempts)"
                     ) from error
-                await _pause(attempt)
+                await pause_after(attempt)
         return [outcomes[event.request.event.event_id] for event in events]
 
     async def _commit(self, name: str, id_: str, events: Sequence[AcceptedEvent]) -> dict[str, EventOutcome]:
@@ -290,8 +291,3 @@ def _fail(future: asyncio.Future[EventOutcome], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # seen: the caller may have given up
-
-
-async def _pause(attempt: int) -> None:
-    longest = min(_SHORTEST_PAUSE * 2**attempt, _LONGEST_PAUSE)
-    await asyncio.sleep(random.uniform(0, longest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hsm.fsm._configurations import Configurations
 from hsm.fsm._machines import MARK, Change, Held, Machines
@@ -16,6 +16,7 @@ from hsm.fsm._rows import (
     state_key,
     state_prefix,
 )
+from hsm.fsm._turns import Turns, pause_after
 from hsm.fsm.errors import InvalidDataError, NotFoundError, RevisionMismatchError, TooManyAttemptsError
 from hsm.fsm.keys import CONFIG_ID_SEPARATOR
 from persistence.errors import ETagMismatchError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Writing"]
 
+T = TypeVar("T")
+
 
 class Writing:
     """Reads and writes the machines of a namespace."""
@@ -38,19 +41,21 @@ class Writing:
         namespace: str,
         machines: Machines,
         configurations: Configurations,
+        turns: Turns,
         options: DatabaseOptions,
     ) -> None:
         self._store = store
         self._namespace = namespace
         self._machines = machines
         self._configurations = configurations
+        self._turns = turns
         self._options = options
 
     async def get(self, id_: str, name: str) -> FiniteStateMachine:
         """A machine with its history, both of one moment."""
         partition = self._partition(name)
         while True:
-            held = await self._machines.read(partition, id_)
+            held = await self._machines.look_at(partition, id_)
             if held is None:
                 raise NotFoundError(f"{name}#{id_}")
             row = held.row
@@ -68,7 +73,7 @@ class Writing:
             if len(machine.history) == row.history_next - row.history_first:
                 return machine
             # Some of it was swept while it was read, because the machine was reset; or it is damaged.
-            again = await self._machines.read(partition, id_)
+            again = await self._machines.look_at(partition, id_)
             if again is not None and again.etag == held.etag:
                 raise InvalidDataError(f"machine {id_!r} of {name!r} lacks events of its history")
 
@@ -109,20 +114,17 @@ class Writing:
     async def delete(self, id_: str, name: str, expected: int | None) -> None:
         """Delete a machine, and then its history."""
         partition = self._partition(name)
-        for _ in range(self._options.max_attempts):
+
+        async def attempt() -> Held:
             held = await self._machines.read(partition, id_)
             if held is None:
                 raise NotFoundError(f"{name}#{id_}")
             _check_revision(f"{name}#{id_}", held, expected)
-            change = Change(partition, id_, held, first_number=0)
-            try:
-                await self._store.multi(change.deletion())
-            except ETagMismatchError:
-                continue
+            await self._store.multi(Change(partition, id_, held, first_number=0).deletion())
             self._machines.forget(partition, id_)
-            await self._sweep(partition, id_, held)
-            return
-        raise self._too_many(id_, name)
+            return held
+
+        await self._sweep(partition, id_, await self._in_turn(id_, name, attempt))
 
     async def _sweep(self, partition: str, id_: str, held: Held) -> None:
         """Delete what is left of a history. Nobody reads it: the next machine of the id numbers otherwise."""
@@ -137,20 +139,32 @@ class Writing:
         self, id_: str, name: str, expected: int | None, apply: Callable[[Change], Awaitable[None]]
     ) -> Held:
         partition = self._partition(name)
-        for _ in range(self._options.max_attempts):
+
+        async def attempt() -> Held:
             held = await self._machines.read(partition, id_)
             _check_revision(f"{name}#{id_}", held, expected)
             change = Change(partition, id_, held, first_number=self._options.clock.time_ns())
             await apply(change)
             change.row.revision += 1
-            try:
-                etag = await self._store.multi(change.operations())
-            except ETagMismatchError:
-                continue
-            changed = Held(change.row, etag)
+            changed = Held(change.row, await self._store.multi(change.operations()))
             self._machines.remember(partition, id_, changed)
             return changed
-        raise self._too_many(id_, name)
+
+        return await self._in_turn(id_, name, attempt)
+
+    async def _in_turn(self, id_: str, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What an attempt answers, as soon as nobody was faster."""
+        partition = self._partition(name)
+        for number in range(1, self._options.max_attempts + 1):
+            try:
+                async with self._turns.turn(partition, id_):
+                    return await attempt()
+            except ETagMismatchError:
+                self._machines.forget(partition, id_)
+                await pause_after(number)
+        raise TooManyAttemptsError(
+            f"machine {id_!r} of {name!r}: retries exceeded ({self._options.max_attempts} attempts)"
+        )
 
     async def ids(self, name: str, state: str | None, after: str, limit: int | None) -> list[str]:
         """Ids of machines, all or those in a state."""
@@ -166,7 +180,8 @@ class Writing:
     async def update_state(self, name: str, id_: str, old_state: str, new_state: str) -> None:
         """Bring the index of a machine into line with the machine."""
         partition = self._partition(name)
-        for _ in range(self._options.max_attempts):
+
+        async def attempt() -> None:
             held = await self._machines.read(partition, id_)
             _check_states(f"{name}#{id_}", held, old_state, new_state)
             operations: list[Operation] = [Change(partition, id_, held, first_number=0).condition]
@@ -174,20 +189,12 @@ class Writing:
                 operations.append(DeleteRequest(partition=partition, key=state_key(old_state, id_)))
             if new_state:
                 operations.append(SetRequest(partition=partition, key=state_key(new_state, id_), value=MARK))
-            try:
-                await self._store.multi(operations)
-            except ETagMismatchError:
-                continue
-            return
-        raise self._too_many(id_, name)
+            await self._store.multi(operations)
+
+        await self._in_turn(id_, name, attempt)
 
     def _partition(self, name: str) -> str:
         return machine_partition(self._namespace, name)
-
-    def _too_many(self, id_: str, name: str) -> TooManyAttemptsError:
-        return TooManyAttemptsError(
-            f"machine {id_!r} of {name!r}: retries exceeded ({self._options.max_attempts} attempts)"
-        )
 
 
 def _check_revision(key: str, held: Held | None, expected: int | None) -> None:

@@ -19,6 +19,7 @@ from hsm.fsm._events import Events
 from hsm.fsm._guard import guarded
 from hsm.fsm._machines import Machines
 from hsm.fsm._processing import Lanes, Processing, Recorder, events_in_transaction
+from hsm.fsm._turns import Turns
 from hsm.fsm._writing import Writing
 from hsm.fsm.domain import check_request, update_event
 from hsm.fsm.errors import InvalidDataError
@@ -116,7 +117,8 @@ class DatabaseStore:
         )
         machines = Machines(self._store, self._options.cached_machines)
         self._configurations = Configurations(self._store, namespace)
-        self._writing = Writing(self._store, namespace, machines, self._configurations, self._options)
+        turns = Turns()
+        self._writing = Writing(self._store, namespace, machines, self._configurations, turns, self._options)
         self._events = Events(self._store, namespace, self._configurations, recorder)
         processing = Processing(
             self._store,
@@ -124,6 +126,7 @@ class DatabaseStore:
             machines,
             self._configurations,
             recorder,
+            turns,
             history_cap=self._options.history_cap,
             max_attempts=self._options.max_attempts,
         )

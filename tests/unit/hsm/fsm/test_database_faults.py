@@ -506,3 +506,20 @@ async def check_whole(store: DatabaseStore, memory: MemoryStore) -> None:
     for name in [item.key[2:] async for item in memory.scan(PARTITION, "e/", "e0")]:
         outcome = await memory.get(GetRequest(partition=PARTITION, key=f"o/{name}"))
         assert (outcome.data is None) == (name in pending)
+
+
+async def test_steady_events_starve_no_other_writer(memory: MemoryStore) -> None:
+    """With one attempt each, so that nobody may be overtaken even once."""
+    async with DatabaseStore(memory, options=DatabaseOptions(max_attempts=1, batch=2)) as store:
+        await store.put_config(counter())
+        await store.put_state_machine("1", new_state_machine(counter()))
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(60):
+                group.create_task(store.tx_process_event("1", "counters", event("next", f"e{number}")))
+                if number % 10 == 0:
+                    group.create_task(store.put_state_machine("1", new_state_machine(counter())))
+                    group.create_task(store.reset_state_machine("1", "counters"))
+                    group.create_task(store.get_state_machine("1", "counters"))
+
+        assert (await store.get_state_machine("1", "counters")).revision == 1 + 60 + 12
