@@ -508,9 +508,15 @@ async def check_whole(store: DatabaseStore, memory: MemoryStore) -> None:
         assert (outcome.data is None) == (name in pending)
 
 
-async def test_steady_events_starve_no_other_writer(memory: MemoryStore) -> None:
+async def test_steady_events_starve_no_other_writer(faulty: FaultyStore) -> None:
     """With one attempt each, so that nobody may be overtaken even once."""
-    async with DatabaseStore(memory, options=DatabaseOptions(max_attempts=1, batch=2)) as store:
+
+    async def take_a_while(call: Call) -> None:
+        for _ in range(call.number % 4):
+            await asyncio.sleep(0)
+
+    faulty.before = faulty.after = take_a_while
+    async with DatabaseStore(faulty, options=DatabaseOptions(max_attempts=1, batch=2)) as store:
         await store.put_config(counter())
         await store.put_state_machine("1", new_state_machine(counter()))
 
