@@ -254,19 +254,20 @@ async def test_entity_added_anew_during_the_run_of_the_old_one_waits_for_its_end
         await engine.enqueue(world.kind, "a", goal=Goal.ON)
         await world.begun.wait()
         await engine.delete(world.kind, "a")
-        await engine.enqueue(world.kind, "a")
+        due = world.clock.now() + HOUR
+        await engine.enqueue(world.kind, "a", due)
         assert await engine.goal(world.kind, "a") is None
-        world.fail.clear()
-        world.error = TerminalError("of the old one")
-        world.fail = {"a"}
+        assert world.log == ["a"]
         world.open.set()
-        await asyncio.sleep(0)
-        world.begun.clear()
         await engine.drain()
+        # The failure of the old one is not that of the new one.
+        info = await engine.describe(world.kind, "a")
+        assert info is not None
+        assert (info.running, info.failures, info.deadline) == (False, 0, due)
         world.fail.clear()
-        await engine.drain()
-    assert world.log[0] == "a"
-    assert len(world.log) == 2
+        await skip(engine, world, HOUR)
+    assert world.log == ["a", "a"]
+    assert world.fences == [1, 2]
 
 
 async def test_unscheduled_entity_does_not_run(database: Database, world: World) -> None:
