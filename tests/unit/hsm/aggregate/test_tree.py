@@ -202,6 +202,19 @@ async def test_cherry_pick_skips_what_makes_no_sense_there(
     assert picture(root) == {"book": (ItemState.SENT, "p1"), "pen": (ItemState.WANTED, "")}
 
 
+async def test_skipped_event_leaves_nothing_half_done(registry: Registry, store: EngineStore) -> None:
+    def move(root: Node, event: Event[Fact]) -> None:
+        root.add_child(Key(ITEM, "half"), Item())
+        send_item(root, event)
+
+    definitions = EventDefinitions([FactDefinition("sent", CODEC, move, cherry_pickable=True)])
+    root = Node.new_root(registry, ORDER, Order())
+
+    picked = definitions.cherry_pick(root, await history(store, ItemSent("book", "p1")))
+
+    assert (picked.applied, picture(root)) == ((), {})
+
+
 async def test_excluded_types_are_not_picked(
     definitions: EventDefinitions, registry: Registry, store: EngineStore
 ) -> None:
