@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterable
 from datetime import datetime
 from typing import ClassVar, assert_type
+from uuid import UUID
 
 import attrs
 
@@ -22,6 +23,7 @@ from hsm.engine import (
     Startable,
     method,
 )
+from persistence.journal import EPOCH, NO_VC, Event, EventId, FeedItem, Journal, NewEvent, Output, Projection
 from persistence.proto.hsm_pb2 import StateMachineKey
 
 
@@ -202,3 +204,18 @@ with root.savepoint():
 machine: hsm.StateMachine[OrderState] = Order()
 task: hsm.ValidatedTask = Remind(datetime.now().astimezone())
 assert_type(hsm.disposition(ValueError()), hsm.Disposition)
+
+
+async def note(item: FeedItem, output: Output) -> None:
+    if item.event is not None:
+        output.set(str(item.position), item.event.data)
+
+
+async def keep_history(journal: Journal, history: UUID) -> EventId:
+    committed = await journal.commit(history, [NewEvent(b"")], EPOCH)
+    assert_type(committed.events, tuple[Event, ...])
+    await journal.commit(history, [event.again() for event in committed.events], NO_VC)
+    async for event in journal.find(history, committed.version, reverse=True, limit=3):
+        assert_type(event.id, EventId)
+    assert_type(await Projection(journal, "notes", note).catch_up(), int)
+    return committed.version

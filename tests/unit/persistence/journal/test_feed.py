@@ -239,12 +239,16 @@ async def test_lost_race_for_positions_is_no_error(store: EngineStore) -> None:
     async def race(call: Call) -> None:
         if call.method == "multi":
             faulty.before = None
-            assert await Journal(store, "tests").feed.last_position() == 1
+            other = Journal(store, "tests")
+            await other.commit(OTHER, numbered(2), EPOCH)
+            assert await other.feed.last_position() == 2
 
     faulty.before = race
 
-    assert await journal.feed.last_position() == 1
-    assert positions(await everything(journal)) == [1]
+    assert await journal.feed.last_position() == 2
+    items = await everything(journal)
+    assert positions(items) == [1, 2]
+    assert [item.history for item in items] == [HISTORY, OTHER]
 
 
 async def test_big_commits_and_many_commits_fit_into_the_limits(journal: Journal) -> None:
