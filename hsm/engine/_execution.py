@@ -32,6 +32,8 @@ _MessageT = TypeVar("_MessageT", bound=Message)
 # What is made here has no rows yet that anybody could have to read.
 _NOTHING_TO_READ: Final = RowTable("")
 _NOTHING_TO_READ.complete = True
+# The ordinal that the first machine below the root is given: none was ever there.
+_ROOT_ALONE: Final = 1
 _TERMINATED: Final = ExecutionStatus.EXECUTION_STATUS_TERMINATED
 
 
@@ -145,12 +147,16 @@ async def load_execution(
             raise ExecutionNotFoundError(
                 f"there is no execution {key.namespace}/{key.id} (run {key.run_id!r})"
             )
+        row = decode_row(ExecutionRow, row_key, found.data)
+        if row.next_ordinal == _ROOT_ALONE:
+            # One row is of one moment.
+            first: dict[str, bytes] = {}
+            break
         first = await _read(store, partition, prefix, prefix_end(prefix), limit + 1)
         again = await store.get(GetRequest(partition=partition, key=row_key))
         if again.etag == found.etag:
             break
         found = again
-    row = decode_row(ExecutionRow, row_key, found.data)
     table = RowTable(prefix)
     complete = len(first) <= limit
     table.add_first(first, complete=complete)

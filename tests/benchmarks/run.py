@@ -30,6 +30,7 @@ _MODULES: Final = {
     "goals": "goal_state",
     "stores": "server_stores",
     "engine-servers": "durable_servers",
+    "processes": "processes",
     "journal": "event_journal",
     "machines": "configured_machines",
     "fsm-redis": "configured_machines_on_redis",

@@ -25,10 +25,11 @@ def database_of(kind: str) -> Iterator[str]:
             yield server.fresh_url()
 
 
-def add_kinds(parser: argparse.ArgumentParser, kinds: tuple[str, ...]) -> None:
-    """The option that chooses kinds of databases; all of `kinds` without it."""
+def add_kinds(parser: argparse.ArgumentParser, kinds: tuple[str, ...], default: tuple[str, ...] = ()) -> None:
+    """The option that chooses kinds of databases; all of `kinds` without it, unless there is a `default`."""
+    words = f"some of {', '.join(kinds)}"
     parser.add_argument(
-        "--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=f"some of {', '.join(kinds)}"
+        "--kinds", nargs="+", choices=kinds, default=default or kinds, metavar="KIND", help=words
     )
 
 

@@ -22,6 +22,7 @@ from tests.support.jobs import (
     Job,
     Step,
     World,
+    add_child,
     log,
     note,
     started,
@@ -136,6 +137,8 @@ async def test_reads_see_the_store_though_a_slower_load_is_under_way(
         TestEngine(world.registry, await database.open()) as other,
     ):
         ref = await started(other)
+        # A root that never had a child is one row, which is read at once.
+        await other.update(ref, add_child("a"))
         held: list[asyncio.Event] = []
         waiting = asyncio.Semaphore(0)
 
@@ -166,6 +169,7 @@ async def test_read_does_not_take_over_an_older_load(world: World, database: Dat
         TestEngine(world.registry, await database.open()) as other,
     ):
         ref = await started(other)
+        await other.update(ref, add_child("a"))
         gates = [asyncio.Event(), asyncio.Event()]
         waiting = asyncio.Semaphore(0)
         gets = 0
