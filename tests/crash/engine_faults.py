@@ -61,6 +61,7 @@ CLIENTS: Final = 6
 UPDATES: Final = 40
 LEASE_SECONDS: Final = 2
 STOP_SECONDS: Final = 3.0
+PATIENCE_SECONDS: Final = 20.0
 QUIET_SECONDS: Final = 60.0
 CHILD: Final = step("child")
 
@@ -201,11 +202,14 @@ def inflict(
     acknowledged: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
     crew = [Process(url, 0, careless=careless) for _ in range(processes)]
+    done = 0
     try:
         while counts.total() < faults:
+            wait_for_work(crew, done)
             time.sleep(chance.uniform(0.05, 1.0))
             for process in crew:
                 process.wake_if_due()
+            done = sum(len(process.marks) for process in crew)
             victim = chance.randrange(processes)
             process = crew[victim]
             assert process.process.poll() is None, f"a process has ended with {process.process.returncode}"
@@ -217,6 +221,7 @@ def inflict(
             else:
                 counts["kills"] += 1
                 acknowledged += process.kill()
+                done -= len(process.marks)
                 newest = max(other.generation for other in crew)
                 crew[victim] = Process(url, newest, careless=careless)
         while any(process.stopped_until for process in crew):
@@ -228,6 +233,15 @@ def inflict(
         for process in crew:
             acknowledged += process.kill()
     return acknowledged, counts
+
+
+def wait_for_work(crew: Sequence[Process], done: int) -> None:
+    """Return when something has been done since the last fault, or if nothing is for a while."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while sum(len(process.marks) for process in crew) <= done and time.monotonic() < deadline:
+        time.sleep(0.02)
+        for process in crew:
+            process.wake_if_due()
 
 
 # The audit
