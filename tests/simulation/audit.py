@@ -63,6 +63,7 @@ class Shard:
         self.current: dict[str, str] = {}
         self.indexed: set[str] = set()
         self.tombstones: list[TombstoneRow] = []
+        self.belonging: dict[str, str] = {}
         for key, value in rows:
             kind, _, rest = key.partition("/")
             if kind == "e":
@@ -87,7 +88,9 @@ class Shard:
                 self.indexed.add(key)
             elif kind == "z":
                 self.tombstones.append(TombstoneRow.FromString(value))
-            elif kind not in {"h", "p", "x"}:
+            elif kind in {"h", "u"}:
+                self.belonging[key] = "/".join(rest.split("/")[:3])
+            elif kind not in {"p", "x"}:
                 raise Finding(f"{key} is no row of an execution")
 
 
@@ -138,6 +141,9 @@ def _check_shard(shard: Shard, *, resting: bool) -> None:
             raise Finding(f"{name} names the run {run}, which is not there")
     if indexed != shard.indexed:
         raise Finding(f"the index is wrong: {sorted(indexed ^ shard.indexed)}")
+    for key, run in shard.belonging.items():
+        if run not in shard.executions and run not in swept:
+            raise Finding(f"{key} is of an execution that is not there")
     for run in shard.nodes.keys() - shard.executions.keys() - swept:
         raise Finding(f"machines of {run}, which is not there: {list(shard.nodes[run])}")
     _check_tasks(shard, pending, dead, swept | partly)
@@ -217,6 +223,9 @@ async def check_models(engine: Engine, store: MemoryStore, records: Records, wor
         if not run.terminated:
             for path, lines in run.lines.items():
                 _check_errands(run, path, lines, world, places)
+    for mark, answer in records.answers:
+        if mark in places and not places[mark].lines[()][answer].startswith(f"did {mark} "):
+            raise Finding(f"{mark} was told that it is line {answer} of {places[mark]}, and is not")
     _check_reads(records, runs, by_mark)
     await _check_engine(engine, runs)
 

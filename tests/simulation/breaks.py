@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import attrs
 
-from hsm.engine import _closing, _executions, _planner, _start, _sweeper, _transaction
+from hsm.engine import _closing, _executions, _plan, _planner, _start, _sweeper, _transaction
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions
 from hsm.engine._loader import Loader
@@ -59,7 +59,7 @@ def _task_row() -> AbstractContextManager[Any]:
 
 
 def _dirty() -> AbstractContextManager[Any]:
-    plan = _planner.plan
+    plan = _plan.plan
 
     def forgetful(registry: Any, ids: Any, execution: Execution, *arguments: Any, **options: Any) -> Any:
         dirty = execution.root._state.dirty

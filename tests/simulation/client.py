@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from hsm import ExecutionKey, Node, Ref
-from hsm.engine import ConflictPolicy, Engine, ReusePolicy
+from hsm.engine import ConflictPolicy, Engine, ReusePolicy, method
 from hsm.errors import (
     CommitConflictError,
     CommitOutcomeUnknownError,
@@ -46,6 +46,13 @@ _REFUSALS: Final = (
     StorageUnavailableError,
 )
 _ROOT: Final = MachineType(ROOT, "root")
+
+
+@method(int)
+def tell(root: Node, mark: str) -> int:
+    """Write a line, and say which one it is."""
+    append(f"did {mark} {{}} -")(root)
+    return len(root.data(Ledger).lines) - 1
 
 
 class PlannedError(Exception):
@@ -88,6 +95,8 @@ class Client:
             *[self._pause] * 2,
             *[self._resume] * 3,
             self._cancel,
+            *[self._signal] * 2,
+            *[self._call] * 2,
             self._terminate,
             self._delete,
             self._close,
@@ -304,6 +313,32 @@ class Client:
         record = self._records.begin("update", mark, ref.execution.run_id)
         for _ in range(3):
             await self._ask(record, self._engine.cancel(ref.execution, mark, request_id=mark))
+            if self._is_settled(record):
+                return
+
+    async def _signal(self) -> None:
+        ref = await self._current()
+        if ref is None:
+            return
+        mark = self._mark()
+        record = self._records.begin("update", mark, ref.execution.run_id)
+        task = self._world.new_task(f"t{mark}.0")
+        for _ in range(3):
+            change = append(f"did {mark} {{}} -", task)
+            await self._ask(record, self._engine.signal(ref, change, request_id=mark))
+            if self._is_settled(record):
+                return
+
+    async def _call(self) -> None:
+        ref = await self._current()
+        if ref is None:
+            return
+        mark = self._mark()
+        record = self._records.begin("update", mark, ref.execution.run_id)
+        for _ in range(3):
+            answer = await self._ask(record, self._engine.call(ref, tell(mark), request_id=mark))
+            if answer is not None:
+                self._records.answers.append((mark, answer))
             if self._is_settled(record):
                 return
 

@@ -42,11 +42,18 @@ class Record:
 
 
 class Records:
-    """All requests, in the order in which they began."""
+    """All requests, in the order in which they began.
+
+    Attributes:
+        all: the requests.
+        reads: when each began, and the lines that it has seen.
+        answers: of calls: a mark, and which line it is.
+    """
 
     def __init__(self) -> None:
         self.all: list[Record] = []
         self.reads: list[tuple[int, tuple[str, ...]]] = []
+        self.answers: list[tuple[str, int]] = []
         self._time = 0
 
     def tick(self) -> int:
