@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class Repairs:
     def __init__(self) -> None:
         # Executions that this process has looked at.
         self._examined: OrderedDict[ExecutionKey, None] = OrderedDict()
+        # Two who find one row missing would write it twice, each with its own time.
+        self._one_by_one = asyncio.Lock()
 
     async def repair(self, key: ExecutionKey | None = None) -> int:
         """Write anew the queue rows that pending tasks have lost; how many there were.
@@ -76,16 +79,23 @@ class Repairs:
     async def _repair(self, key: ExecutionKey) -> int:
         partition = self._executions.partition(key)
         now = self._options.clock.time_ns()
-        try:
-            tasks = await repair(
-                self._store, self._registry, key, partition, now, self._dispatcher.get, self._options.cluster
-            )
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-        for task in tasks:
-            # What it knew of its row is out of date.
-            self._dispatcher.discard(task.id)
-        self._shards.queued(partition, tasks)
+        async with self._one_by_one:
+            try:
+                tasks = await repair(
+                    self._store,
+                    self._registry,
+                    key,
+                    partition,
+                    now,
+                    self._dispatcher.get,
+                    self._options.cluster,
+                )
+            except storage.PersistenceError as error:
+                raise translated(error) from error
+            for task in tasks:
+                # What it knew of its row is out of date.
+                self._dispatcher.discard(task.id)
+            self._shards.queued(partition, tasks)
         return len(tasks)
 
     def _loaded(self, execution: Execution) -> None:
