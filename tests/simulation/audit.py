@@ -94,8 +94,10 @@ class Shard:
                 raise Finding(f"{key} is no row of an execution")
 
 
-def check_rows(store: MemoryStore, *, resting: bool) -> None:
+def check_rows(store: MemoryStore, replayed: set[str], *, resting: bool) -> None:
     """States and tasks agree; `resting`, nothing is left to be swept.
+
+    Tasks that were replayed may have become pointless while they were dead letters.
 
     Raises:
         Finding: they do not.
@@ -104,10 +106,10 @@ def check_rows(store: MemoryStore, *, resting: bool) -> None:
     for partition, key, value in rows_of(store):
         by_shard[partition].append((key, value))
     for rows in by_shard.values():
-        _check_shard(Shard(rows), resting=resting)
+        _check_shard(Shard(rows), replayed, resting=resting)
 
 
-def _check_shard(shard: Shard, *, resting: bool) -> None:
+def _check_shard(shard: Shard, replayed: set[str], *, resting: bool) -> None:
     swept = {_name(row) for row in shard.tombstones if row.kind == TombstoneKind.TOMBSTONE_KIND_EXECUTION}
     partly = {_name(row) for row in shard.tombstones if row.kind == TombstoneKind.TOMBSTONE_KIND_SUBTREE}
     if resting and shard.tombstones:
@@ -146,10 +148,12 @@ def _check_shard(shard: Shard, *, resting: bool) -> None:
             raise Finding(f"{key} is of an execution that is not there")
     for run in shard.nodes.keys() - shard.executions.keys() - swept:
         raise Finding(f"machines of {run}, which is not there: {list(shard.nodes[run])}")
-    _check_tasks(shard, pending, dead, swept | partly)
+    _check_tasks(shard, pending, dead, swept | partly, replayed)
 
 
-def _check_tasks(shard: Shard, pending: dict[str, str], dead: dict[str, str], unswept: set[str]) -> None:
+def _check_tasks(
+    shard: Shard, pending: dict[str, str], dead: dict[str, str], unswept: set[str], replayed: set[str]
+) -> None:
     for task, run in pending.items():
         places = len(shard.queued.get(task, ())) + (task in shard.parked)
         if task in shard.dead:
@@ -163,7 +167,7 @@ def _check_tasks(shard: Shard, pending: dict[str, str], dead: dict[str, str], un
             raise Finding(f"task {task} of {run} is a dead letter that is not there")
         if task in shard.queued or task in shard.parked:
             raise Finding(f"task {task} of {run} is a dead letter, and in a queue")
-    rows = {task: rows[0] for task, rows in shard.queued.items()}
+    rows = {task: rows[0] for task, rows in shard.queued.items() if task not in replayed}
     # A dead letter stays for people to see, even if its machine has moved on; one that was put aside comes up again.
     for task, row in rows.items():
         key = row.execution
@@ -438,15 +442,22 @@ def _check_reads(records: Records, runs: dict[str, Run], by_mark: dict[str, Reco
         seen = [run for run in candidates if tuple(run.lines[()][: len(lines)]) == lines]
         if not seen:
             raise Finding(f"{candidates[0]}: a read has seen what was never there")
-        run = seen[0]
-        whole = run.lines[()]
-        for line in whole[len(lines) :]:
-            verb, *words = line.split(" ")
-            record = by_mark.get(words[0]) if verb == "did" else None
-            if record is None or record.outcome is not Outcome.DONE or record.asked > 1:
-                continue
-            if record.ended < began:
-                raise Finding(f"{run}: a read has not seen {record.mark}, which had been acknowledged")
+        unseen = [_unseen(run, began, len(lines), by_mark) for run in seen]
+        if all(unseen):
+            raise Finding(f"{seen[0]}: a read has not seen {unseen[0]}, which had been acknowledged")
+
+
+def _unseen(run: Run, began: int, lines: int, by_mark: dict[str, Record]) -> str:
+    """The mark of a request that had ended before a read of so many lines began, and is not among them."""
+    for line in run.lines[()][lines:]:
+        verb, *words = line.split(" ")
+        record = by_mark.get(words[0]) if verb == "did" else None
+        # What was asked for again may have been done once more, by another run.
+        if record is None or record.outcome is not Outcome.DONE or record.asked > 1:
+            continue
+        if record.ended < began:
+            return record.mark
+    return ""
 
 
 async def _check_engine(engine: Engine, runs: dict[str, Run]) -> None:

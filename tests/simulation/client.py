@@ -294,13 +294,14 @@ class Client:
             return
         others = [other for other in self._records.all if other.kind == "resume" and other.run == record.run]
         # A resume that is not over, or that began meanwhile, may have come later.
-        if all(other.outcome is not Outcome.OPEN and other.ended < record.began for other in others):
-            self._world.paused.setdefault(self._process, set()).add(record.run)
+        alone = all(other.outcome is not Outcome.OPEN and other.ended < record.began for other in others)
+        if alone and self._world.clock.time_ns() > self._process.slow_until:
+            self._world.paused.setdefault(self._process, {})[record.run] = self._world.now()
 
     async def _resume(self) -> None:
         def ask(key: ExecutionKey, _: str) -> Awaitable[None]:
             for runs in self._world.paused.values():
-                runs.discard(key.run_id)
+                runs.pop(key.run_id, None)
             return self._engine.resume(key)
 
         await self._on_current("resume", ask)
@@ -381,7 +382,9 @@ class Client:
         async def replay() -> None:
             letters = [letter async for letter in self._engine.dead_letters()]
             if letters:
-                await self._engine.replay(self._chance.choice(letters))
+                letter = self._chance.choice(letters)
+                self._records.replayed.add(letter.task_id)
+                await self._engine.replay(letter)
 
         await self._ask(record, replay())
 

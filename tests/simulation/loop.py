@@ -31,11 +31,13 @@ class Process:
     Attributes:
         name: for the trace.
         alive: whether it was not killed.
+        slow_until: when the last answer arrives that takes long, in nanoseconds since 1970.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
+        self.slow_until = 0
         self.stopped = False
         self.held: list[asyncio.Handle] = []
         self.tasks: dict[SimulatedTask, None] = {}

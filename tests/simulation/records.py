@@ -47,12 +47,14 @@ class Records:
     Attributes:
         all: the requests.
         reads: when each began, and the lines that it has seen.
+        replayed: ids of tasks that were dead letters, and may have become pointless meanwhile.
         answers: of calls: a mark, and which line it is.
     """
 
     def __init__(self) -> None:
         self.all: list[Record] = []
         self.reads: list[tuple[int, tuple[str, ...]]] = []
+        self.replayed: set[str] = set()
         self.answers: list[tuple[str, int]] = []
         self._time = 0
 

@@ -47,6 +47,8 @@ class Owner(Protocol):
 
     def stop(self, process: Process) -> None: ...
 
+    def slowed(self, process: Process, nanos: int) -> None: ...
+
 
 class Database:
     """What all processes share: the data, and who watches them.
@@ -287,7 +289,9 @@ class SimulatedStore:
         return 0 if chance < 0.6 else round(chance * chance * 20 * _MILLISECOND)
 
     def _long_delay(self) -> int:
-        return round(self._chance.choice([0.3, 2, 15]) * self._chance.uniform(0.5, 1) * _NANOS)
+        delay = round(self._chance.choice([0.3, 2, 15]) * self._chance.uniform(0.5, 1) * _NANOS)
+        self._owner.slowed(self._process, delay)
+        return delay
 
 
 def _seen(answer: asyncio.Future[str]) -> None:

@@ -188,7 +188,13 @@ class Story:
         self.trace(process, "stopped")
         process.stop()
         pause = self.chance.choice([1, 5, 12]) * self.chance.uniform(0.5, 1)
+        self.slowed(process, round(pause * _NANOS))
         self.loop.call_later(pause, self.go_on, process, context=_no_process())
+
+    def slowed(self, process: Process, nanos: int) -> None:
+        """An answer to a process is on its way for so long: what it says may be old by then."""
+        process.slow_until = max(process.slow_until, self.clock.time_ns() + nanos)
+        self.world.paused.pop(process, None)
 
     def go_on(self, process: Process) -> None:
         if process.alive and process.stopped:
@@ -334,6 +340,7 @@ class Story:
         if any(key.startswith("d/") for _, key, _ in rows):
             letters = [letter async for letter in engine.dead_letters()]
             for letter in letters:
+                self.records.replayed.add(letter.task_id)
                 try:
                     await engine.replay(letter)
                 except StaleReferenceError:
@@ -361,12 +368,12 @@ class Story:
     def _look_in_between(self) -> None:
         if self.audits.random() < _AUDITED and not self.world.wrong:
             try:
-                check_rows(self.database.data, resting=False)
+                check_rows(self.database.data, self.records.replayed, resting=False)
             except Finding as finding:
                 self.world.wrong.append(str(finding))
 
     async def _check_rows(self, *, resting: bool) -> None:
-        check_rows(self.database.data, resting=resting)
+        check_rows(self.database.data, self.records.replayed, resting=resting)
         if self.world.wrong:
             raise Finding(self.world.wrong[0])
 

@@ -39,6 +39,7 @@ __all__ = ["MODES", "NAMESPACE", "RING_MODES", "World"]
 
 NAMESPACE: Final = "simulation"
 SECOND: Final = timedelta(seconds=1)
+_UNDER_WAY: Final = timedelta(seconds=0.1)
 RING_MODES: Final = ("ok", "ok", "flaky", "fatal", "silent", "spawn")
 MODES: Final = (
     "ok",
@@ -69,7 +70,7 @@ class World:
         concurrency: how many tasks of one destination a process may run at once.
         attempts: runs of each task.
         healed: whether no task fails any more.
-        paused: for each process, the runs that it has paused and nobody has resumed since.
+        paused: for each process, the runs that it has paused and nobody has resumed since, and since when.
         wrong: what was seen and should not be.
     """
 
@@ -82,7 +83,7 @@ class World:
         self.concurrency = concurrency
         self.attempts: Counter[str] = Counter()
         self.healed = False
-        self.paused: dict[Process, set[str]] = {}
+        self.paused: dict[Process, dict[str, datetime]] = {}
         self.wrong: list[str] = []
         self._running: Counter[tuple[Process | None, str]] = Counter()
         self.registry = Registry()
@@ -135,7 +136,11 @@ class World:
         self._trace(process, "runs", task.type.name, task.name, task.mode)
         if isinstance(task, Alarm) and self.now() < task.argument:
             self.wrong.append(f"{task.name} has fired before it was due")
-        if process is not None and ref is not None and ref.execution.run_id in self.paused.get(process, ()):
+        if process is None or ref is None:
+            return
+        since = self.paused.get(process, {}).get(ref.execution.run_id)
+        # Whoever was being checked at that moment goes on.
+        if since is not None and self.now() > since + _UNDER_WAY:
             self.wrong.append(f"{task.name} runs in {process}, which has paused its execution")
 
     async def _do(self, env: Environment, ref: Ref, task: Any) -> None:
