@@ -52,7 +52,8 @@ class Dispatcher:
         self._limits = TimeLimits(options.clock, self._cancelled)
         self.evaluator: Evaluator = Evaluator(options, self._limits)
         self._runs: dict[asyncio.Task[None], Entry] = {}
-        self._in_flight = 0
+        # Runs that have a place: an entity may begin its next one before the place of the last is free.
+        self._placed: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._alarm: TimerHandle | None = None
@@ -74,7 +75,7 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         """Runs that have a place."""
-        return self._in_flight
+        return len(self._placed)
 
     @property
     def busy(self) -> bool:
@@ -140,7 +141,7 @@ class Dispatcher:
             self._loop.call_soon_threadsafe(self._arm)
 
     def _arm(self) -> None:
-        if not self._started or self._in_flight >= self._options.workers:
+        if not self._started or len(self._placed) >= self._options.workers:
             return
         with self.lock:
             deadline = self._lanes.next_deadline()
@@ -161,18 +162,18 @@ class Dispatcher:
         if not self._started:
             return
         workers, metrics = self._options.workers, self._options.metrics
-        while self._in_flight < workers and self._allowed():
+        while len(self._placed) < workers and self._allowed():
             now = self._clock.time_ns()
             with self.lock:
                 entry = self._lanes.pop_due(now)
                 if entry is None:
                     break
-                entry.busy = entry.holds_slot = True
+                entry.busy = True
             if metrics is not None:
                 metrics.popped(self._options.name, (now - entry.due) / _NANOS)
-            self._in_flight += 1
             run = asyncio.get_running_loop().create_task(self._perform(entry))
             self._runs[run] = entry
+            self._placed.add(run)
             run.add_done_callback(self._ended)
         self._arm()
         if not self._runs and not self._outlasting:
@@ -182,13 +183,8 @@ class Dispatcher:
         entry = self._runs.pop(run)
         if not run.cancelled() and (error := run.exception()) is not None:
             logger.error("the run of entity %s has failed: %r", entry.id, error, exc_info=error)
-        self._give_up_slot(entry)
+        self._placed.discard(run)
         self._pump()
-
-    def _give_up_slot(self, entry: Entry) -> None:
-        if entry.holds_slot:
-            entry.holds_slot = False
-            self._in_flight -= 1
 
     def _notify(self) -> None:
         waiters, self._idle = self._idle, []
@@ -215,8 +211,8 @@ class Dispatcher:
 
     def _leave_behind(self, run: asyncio.Task[Any]) -> None:
         entry = self._runs.get(run)
-        if entry is not None and entry.holds_slot and self._limits.ignored(run):
+        if entry is not None and run in self._placed and self._limits.ignored(run):
             logger.error("the run of entity %s does not heed its cancellation, and is left behind", entry.id)
-            self._give_up_slot(entry)
+            self._placed.discard(run)
             self._left_behind(entry)
             self._pump()

@@ -18,7 +18,6 @@ class Entry:
         entity: None until it is loaded.
         low: it only has to be looked after; see `Priority`.
         busy: actions of it run, or have not ended though their time is up.
-        holds_slot: it is one of the entities that may run at once.
         due: when it was due that is run, in nanoseconds.
         again: when it is to be run once more, after the present run; None if nobody has asked.
         tries: runs without success, one after the other.
@@ -33,7 +32,6 @@ class Entry:
         "due",
         "entity",
         "failures",
-        "holds_slot",
         "id",
         "low",
         "tries",
@@ -44,7 +42,6 @@ class Entry:
         self.entity = entity
         self.low = False
         self.busy = False
-        self.holds_slot = False
         self.due = 0
         self.again: int | None = None
         self.tries = 0

@@ -270,6 +270,24 @@ async def test_runs_may_ask_for_another_and_skip_what_is_left(clock: FakeClock) 
     assert light.log == ["1 at 0:00:00", "1 at 0:00:10"]
 
 
+async def test_runs_that_follow_one_another_at_once_hold_one_place_and_give_it_back(clock: FakeClock) -> None:
+    async def again(light: Light, run: Run) -> None:
+        light.log.append("again")
+        if len(light.log) < 5:
+            run.again()
+
+    blocked = Blocked()
+    async with Engine(steady(clock, workers=2)) as engine:
+        engine.enqueue(Light(todo=[Action("again", again)]))
+        await engine.drain()
+        assert engine.in_flight == 0
+        for name in ("a", "b"):
+            engine.enqueue(Light(name, todo=[blocked.action()]))
+        await clock.skip(SECOND)
+        assert (blocked.begun, engine.in_flight) == (2, 2)
+        blocked.open.set()
+
+
 async def test_later_object_of_the_same_id_takes_the_place_of_the_earlier(clock: FakeClock) -> None:
     first, second = Light(), Light()
     async with Engine(steady(clock)) as engine:
