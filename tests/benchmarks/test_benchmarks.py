@@ -21,6 +21,7 @@ from tests.benchmarks import (
     hanging_destinations,
     many_timers,
     persisted_transition,
+    processes,
     server_stores,
     tree_size,
 )
@@ -100,6 +101,12 @@ def test_goal_state_engine_runs() -> None:
     assert "DeadlineQueue: pop" in queues
     assert "re-enqueue" in jobs
     assert "evaluations" in engines
+
+
+@pytest.mark.server
+def test_processes_on_postgresql_run(new_server: NewServer) -> None:
+    table = render(processes.compare(new_server("postgresql", durable=True).fresh_url, Size.TINY))
+    assert "longest wait after a SIGKILL" in table
 
 
 def test_server_that_is_missing_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
