@@ -72,6 +72,8 @@ class Reception:
                 _LOG.warning(
                     "event %s without a destination has the id of another: %s", event.event_id, known
                 )
+            except (InvalidDataError, InvalidIdentifierError) as unusable:
+                _LOG.warning("an event without a destination cannot be stored: %s", unusable)
         await self._publish(request, outcome)
 
     async def _publish(self, request: EventRequest, outcome: EventOutcome) -> None:
