@@ -25,6 +25,7 @@ from hsm.fsm.errors import (
 )
 from hsm.fsm.service import FSMServer
 from hsm.fsm.store import StoreManager
+from persistence.errors import TransactionTooLargeError
 from persistence.proto.statemachine_pb2 import (
     Configuration,
     Event,
@@ -57,6 +58,13 @@ if TYPE_CHECKING:
 
 def named(value: str) -> StringValue:
     return StringValue(value=value)
+
+
+def too_large() -> InvalidDataError:
+    """What a store raises that is given more than it can carry."""
+    error = InvalidDataError("machine 'o1': transaction over the limit")
+    error.__cause__ = TransactionTooLargeError("transaction over the limit")
+    return error
 
 
 @pytest.fixture
@@ -588,6 +596,7 @@ class TestFailures:
             (TooManyAttemptsError("others were faster"), StatusCode.ABORTED),
             (GenericStoreError("odd"), StatusCode.INTERNAL),
             (InvalidDataError("garbage"), StatusCode.DATA_LOSS),
+            (too_large(), StatusCode.INVALID_ARGUMENT),
             (RuntimeError("a defect"), StatusCode.INTERNAL),
         ],
         ids=lambda each: each.name if isinstance(each, StatusCode) else type(each).__name__,

@@ -22,7 +22,12 @@ from hsm.fsm.errors import (
     TooManyAttemptsError,
 )
 from hsm.fsm.service.errors import CallRefusedError
-from persistence.errors import CommitOutcomeUnknownError, PersistenceError, StoreUnavailableError
+from persistence.errors import (
+    CommitOutcomeUnknownError,
+    InvalidRequestError,
+    PersistenceError,
+    StoreUnavailableError,
+)
 
 __all__ = ["status_of"]
 
@@ -83,4 +88,6 @@ def _code_of(error: BaseException) -> StatusCode:
     cause = error.__cause__
     if isinstance(error, GenericStoreError) and isinstance(cause, PersistenceError):
         return _code_of(cause)
+    if isinstance(error, InvalidDataError) and isinstance(cause, InvalidRequestError):
+        return StatusCode.INVALID_ARGUMENT
     return next((code for kind, code in _CODES if isinstance(error, kind)), StatusCode.INTERNAL)
