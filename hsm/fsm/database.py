@@ -276,6 +276,9 @@ class DatabaseStore:
         """See `FSMStore`."""
         if not events:
             return ()
+        for each in events:
+            check_request(each.request)
+            self._check_event_id(each.request.event)
         first = events[0].request
         if any((each.request.config, each.request.id) != (first.config, first.id) for each in events):
             raise InvalidDataError("events that are processed together are for one machine")

@@ -125,6 +125,8 @@ class EventsSuite:
             await store.tx_process_event(id_, config, sent)
         with pytest.raises(error):
             await store.accept_event(EventRequest(event=sent, config=config, id=id_))
+        with pytest.raises(error):
+            await store.process_events([AcceptedEvent(EventRequest(event=sent, config=config, id=id_))])
 
         assert (await store.get_state_machine("1", "orders")).revision == 1
 
