@@ -35,12 +35,15 @@ class Lines:
         self._waiters: dict[Machine, dict[str, set[asyncio.Future[EventOutcome]]]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._abandoned = False
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def mark(self, machine: Machine) -> None:
-        """A machine has something to do."""
+        """A machine has something to do; nothing happens after `abandon`."""
+        if self._abandoned:
+            return
         line = self._lines.get(machine)
         if line is not None:
             line.again = True
@@ -85,8 +88,13 @@ class Lines:
         """Return when no machine has anything to do."""
         await self._idle.wait()
 
-    def abandon(self) -> None:
-        """Forget everything; whoever waits for an outcome is told so."""
+    def abandon(self) -> int:
+        """Forget everything; whoever waits for an outcome, or comes later, is told so.
+
+        The number of machines that had something to do.
+        """
+        left = len(self._lines)
+        self._abandoned = True
         self._lines.clear()
         self._ready.clear()
         self._idle.set()
@@ -94,14 +102,15 @@ class Lines:
             for futures in events.values():
                 for future in futures:
                     if not future.done():
-                        future.set_exception(
-                            BusyError("closed before the event had an outcome; it is pending")
-                        )
+                        future.set_exception(_closed())
+        return left
 
     @contextmanager
     def waiting(self, machine: Machine, event_id: str) -> Generator[asyncio.Future[EventOutcome]]:
         """Wait for the outcome of an event, inside the block."""
         future: asyncio.Future[EventOutcome] = asyncio.get_running_loop().create_future()
+        if self._abandoned:
+            future.set_exception(_closed())
         events = self._waiters.setdefault(machine, {})
         futures = events.setdefault(event_id, set())
         futures.add(future)
@@ -134,3 +143,7 @@ class Lines:
             if not waker.done():
                 waker.set_result(None)
                 break
+
+
+def _closed() -> BusyError:
+    return BusyError("closed before the event had an outcome; it is pending")

@@ -98,6 +98,7 @@ class EventProcessor:
         Raises:
             FSMStoreError: the store cannot be read.
         """
+        self._lines = Lines()
         async for name, id_ in self._store.pending_machines():
             self._lines.mark((name, id_))
         self._tasks = [asyncio.create_task(self._work()) for _ in range(self._options.workers)]
@@ -126,7 +127,8 @@ class EventProcessor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._lines.abandon()
+            if left := self._lines.abandon():
+                _logger.warning("events to %d machines stay pending until another start or sweep", left)
 
     async def submit(self, request: EventRequest) -> EventResponse:
         """Accept an event; its id, and its outcome if it came before and has one.
@@ -259,6 +261,8 @@ class EventProcessor:
                     self._lines.mark((name, id_))
             except FSMStoreError as error:
                 _logger.warning("pending events cannot be looked for: %s", error)
+            except Exception:
+                _logger.exception("the store failed in a way that it should not")
             if self._teller is not None:
                 self._teller.wake()
 

@@ -192,8 +192,6 @@ class FSMServer:
                 task.cancel()
         ended = await asyncio.gather(*self._receiving, return_exceptions=True)
         await self._processor.aclose(timeout=timedelta(seconds=_left(end)))
-        if self._processor.backlog:
-            _LOG.warning("events to %s machines stay pending until the next start", self._processor.backlog)
         for each in ended:
             if isinstance(each, Exception):
                 raise each

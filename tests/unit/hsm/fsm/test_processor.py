@@ -11,6 +11,7 @@ import pytest
 
 from hsm.errors import BusyError
 from hsm.fsm import (
+    Acceptance,
     AcceptedEvent,
     ConfigurationNotFoundError,
     DatabaseStore,
@@ -325,7 +326,9 @@ async def test_closing_processes_what_was_accepted(store: DatabaseStore) -> None
         await processor.submit(step("late"))
 
 
-async def test_closing_in_a_hurry_leaves_events_pending(world: DatabaseWorld, store: DatabaseStore) -> None:
+async def test_closing_in_a_hurry_leaves_events_pending(
+    world: DatabaseWorld, store: DatabaseStore, caplog: pytest.LogCaptureFixture
+) -> None:
     gate = Gate(store)
     processor = EventProcessor(gate)
     async with processor:
@@ -337,10 +340,39 @@ async def test_closing_in_a_hurry_leaves_events_pending(world: DatabaseWorld, st
 
         with pytest.raises(BusyError, match="pending"):
             await waiting
+    assert "events to 1 machines stay pending" in caplog.text
     assert await pending_of(store) == {("counters", "1"): ["e1"]}
     async with EventProcessor(await world.open()):
         pass
     assert await history_of(store) == ["e1"]
+
+
+async def test_who_is_accepted_while_it_closes_does_not_wait_for_ever(store: DatabaseStore) -> None:
+    slow = SlowToAccept(store)
+    async with EventProcessor(slow) as processor:
+        waiting = asyncio.create_task(processor.process(step("e1")))
+        await slow.reached.wait()
+    slow.go_on.set()
+
+    with pytest.raises(BusyError, match="pending"):
+        await waiting
+    assert await pending_of(store) == {("counters", "1"): ["e1"]}
+
+
+async def test_sweeps_go_on_after_one_that_failed(
+    world: DatabaseWorld, store: DatabaseStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    broken = Failing(store, [])
+    async with EventProcessor(broken, clock=clock) as processor:
+        broken.sweeps = [RuntimeError("a defect")]
+        await clock.skip(timedelta(seconds=31))
+        await (await world.open()).accept_event(step("left"))
+        await clock.skip(timedelta(seconds=31))
+
+        assert (await processor.process(step("e2"))).outcome.code == CODES.Ok
+        assert await history_of(store) == ["left", "e2"]
+    assert "a defect" in caplog.text
 
 
 class Gate(DatabaseStore):
@@ -382,6 +414,13 @@ class Failing(DatabaseStore):
         self.__dict__.update(store.__dict__)
         self.errors = errors
         self._poison = poison
+        self.sweeps: list[Exception] = []
+
+    async def pending_machines(self) -> AsyncIterator[tuple[str, str]]:
+        if self.sweeps:
+            raise self.sweeps.pop()
+        async for each in super().pending_machines():
+            yield each
 
     async def process_events(self, events: Sequence[AcceptedEvent]) -> Sequence[EventOutcome]:
         if self.errors:
@@ -389,3 +428,17 @@ class Failing(DatabaseStore):
         if any(event.request.event.event_id == self._poison for event in events):
             raise InvalidDataError("poison")
         return await super().process_events(events)
+
+
+class SlowToAccept(DatabaseStore):
+    """A store that accepts no event before it is told to go on."""
+
+    def __init__(self, store: DatabaseStore) -> None:
+        self.__dict__.update(store.__dict__)
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def accept_event(self, request: EventRequest) -> Acceptance:
+        self.reached.set()
+        await self.go_on.wait()
+        return await super().accept_event(request)
