@@ -198,7 +198,8 @@ async def carry_out_with_start(
         try:
             ref = await starter.start(start)
         except ExecutionAlreadyStartedError as error:
-            if error.closed:
+            if error.closed or key.run_id not in {"", error.run_id}:
+                # The run that is named will not be there, however often it is looked for.
                 raise
             continue
         if start.started:

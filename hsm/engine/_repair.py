@@ -26,7 +26,7 @@ from persistence.errors import ETagMismatchError
 from persistence.executions import AFTER_SLASH, parse_execution_key, timer_key
 from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus
 from persistence.proto.hsm_pb2 import StateMachineNode, StateMachineTask
-from persistence.store import CheckRequest, Concurrency, EngineStore, GetRequest, SetOptions, SetRequest
+from persistence.store import Concurrency, EngineStore, GetRequest, SetOptions, SetRequest
 
 __all__ = ["executions_to_repair", "repair"]
 
@@ -96,15 +96,20 @@ def _queued(execution: Execution, node: Node, task: StateMachineTask, now_nanos:
 
 
 async def _write(store: EngineStore, execution: Execution, tasks: list[QueuedTask]) -> None:
-    check = CheckRequest(execution.partition, execution.row_key, execution.etag or "")
+    # The execution's row is written as it is, for its new etag: who has found the same rows missing in another
+    # process would write them once more, at another time and so under another key.
+    value = execution.row.SerializeToString()
     size = store.limits.operations - 1
     for start in range(0, len(tasks), size):
         part = tasks[start : start + size]
+        turn = SetRequest(
+            partition=execution.partition, key=execution.row_key, value=value, etag=execution.etag
+        )
         rows = [
             SetRequest(partition=task.partition, key=task.key, value=task.value(), options=_FIRST_WRITE)
             for task in part
         ]
-        etag = await store.multi([check, *rows])
+        execution.etag = etag = await store.multi([turn, *rows])
         for task in part:
             task.etag = etag
 

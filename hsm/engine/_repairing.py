@@ -42,7 +42,7 @@ class Repairs:
     def __init__(self) -> None:
         # Executions that this process has looked at.
         self._examined: OrderedDict[ExecutionKey, None] = OrderedDict()
-        # Two who find one row missing would write it twice, each with its own time.
+        # Two who repair one execution would only make one another begin again.
         self._one_by_one = asyncio.Lock()
 
     async def repair(self, key: ExecutionKey | None = None) -> int:
@@ -92,6 +92,9 @@ class Repairs:
                 )
             except storage.PersistenceError as error:
                 raise translated(error) from error
+            if tasks:
+                # It has another etag.
+                self._executions.forget(key)
             for task in tasks:
                 # What it knew of its row is out of date.
                 self._dispatcher.discard(task.id)

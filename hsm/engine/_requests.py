@@ -133,7 +133,8 @@ class Requests:
 
         Raises:
             DuplicateRequestError: a request with this id was carried out already; see `call_with_start`.
-            ExecutionAlreadyStartedError: the last run is closed, and `reuse` does not allow another one.
+            ExecutionAlreadyStartedError: the last run is closed, and `reuse` does not allow another one; or
+                another run than the one that `key` names is running.
             NotRegisteredError: the machine type is not registered, or cannot be told from the data.
         """
         request = Update(request_id, fn)
@@ -156,7 +157,8 @@ class Requests:
 
         Raises:
             DuplicateRequestError: the request id was used for another method, or is not remembered any more.
-            ExecutionAlreadyStartedError: the last run is closed, and `reuse` does not allow another one.
+            ExecutionAlreadyStartedError: the last run is closed, and `reuse` does not allow another one; or
+                another run than the one that `key` names is running.
             NotRegisteredError: the machine type is not registered, or cannot be told from the data.
         """
         _check_given(request_id)

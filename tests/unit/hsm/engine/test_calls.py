@@ -13,6 +13,7 @@ from hsm import (
     CommitOutcomeUnknownError,
     DuplicateRequestError,
     Environment,
+    ExecutionAlreadyStartedError,
     ExecutionClosedError,
     Key,
     Node,
@@ -332,6 +333,23 @@ async def test_call_with_start_whose_answer_was_lost(world: World, database: Dat
         store.reconnect()
         assert await engine.call_with_start(job(), Job(), append("a"), request_id="r") == Receipt(1, "a")
         assert await engine.read(Ref(job()), log) == ["a"]
+
+
+async def test_run_that_is_named_is_not_started_beside_another_one(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store, run_tasks=False) as engine:
+        ref = await started(engine)
+        for reuse in (ReusePolicy.REJECT, ReusePolicy.ALLOW):
+            with pytest.raises(ExecutionAlreadyStartedError) as raised:
+                await asyncio.wait_for(
+                    engine.call_with_start(
+                        job()._replace(run_id="other"), Job(), append("a"), request_id="r", reuse=reuse
+                    ),
+                    2,
+                )
+            assert (raised.value.run_id, raised.value.closed) == (ref.execution.run_id, False)
+        assert await engine.call_with_start(ref.execution, Job(), append("a"), request_id="r") == Receipt(
+            1, "a"
+        )
 
 
 @method(None)

@@ -222,6 +222,29 @@ async def test_task_that_ends_while_it_is_looked_for_is_not_written_anew(
     assert await database.queued() == []
 
 
+async def test_two_processes_that_find_one_row_missing_write_it_once(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    store = FaultyStore(database.store)
+    async with (
+        TestEngine(world.registry, store, small(), clock=clock, run_tasks=False) as one,
+        TestEngine(world.registry, database.store, small(), clock=clock, run_tasks=False) as other,
+    ):
+        ref = await started(other, "job", Lasting("call"), Soon("soon"))
+        assert await lose(database, "o/", "i/") == 2
+
+        async def be_faster(call: StoreCall) -> None:
+            if call.method == "multi":
+                store.before = None
+                clock.advance(SECOND)
+                assert await other.repair(ref.execution) == 2
+
+        store.before = be_faster
+        assert await one.repair(ref.execution) == 0
+        assert len(await database.queued()) == 2
+        await database.check()
+
+
 async def test_tasks_below_an_unknown_type_of_machine_are_repaired_too(database: Database) -> None:
     known, unknown = World(), World(without=(Step,))
     async with TestEngine(known.registry, database.store, small(), run_tasks=False) as engine:
