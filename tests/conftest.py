@@ -8,8 +8,13 @@ from contextlib import ExitStack
 from typing import Any, Protocol, Unpack
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.servers import MissingServerError, Server, ServerOptions, running
+
+# A machine that is busy with something else is no defect: no example has a deadline.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 class NewServer(Protocol):

@@ -96,8 +96,8 @@ def _queued(execution: Execution, node: Node, task: StateMachineTask, now_nanos:
 
 
 async def _write(store: EngineStore, execution: Execution, tasks: list[QueuedTask]) -> None:
-    # The execution's row is written as it is, for its new etag: who has found the same rows missing in another
-    # process would write them once more, at another time and so under another key.
+    # The execution's row is written as it is, for its new etag: who has found the same rows missing in
+    # another process would write them once more, at another time and so under another key.
     value = execution.row.SerializeToString()
     size = store.limits.operations - 1
     for start in range(0, len(tasks), size):
