@@ -39,8 +39,8 @@ class Head:
     __slots__ = ("active", "etag", "last", "row", "version")
 
     def __init__(self, row: HistoryHead | None = None, etag: str | None = None) -> None:
-        self.row = row
-        self.etag = etag
+        self.row: HistoryHead | None = row
+        self.etag: str | None = etag
         self.active: bool = row is not None and row.phase in _ACTIVE
         self.last: EventId = EPOCH if row is None else EventId(row.head)
         self.version: EventId = self.last if self.active else EPOCH

@@ -7,7 +7,7 @@ import time
 import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 from urllib.parse import unquote
 
 from persistence.backends import MEMORY
@@ -48,7 +48,7 @@ class MemoryStore(BaseStore):
     is a snapshot.
     """
 
-    READS_WITHOUT_WAITING = True
+    READS_WITHOUT_WAITING: ClassVar[bool] = True
 
     def __init__(self, name: str = "", *, clock: Callable[[], int] = time.time_ns) -> None:
         """Make a store; `clock` tells the time for expiry, in nanoseconds since 1970."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import unquote
 
 import attrs
@@ -65,7 +65,7 @@ class SqliteStore(BatchedStore):
     whose event loop is busy, `sys.setswitchinterval(0.0005)` lets that thread go on sooner.
     """
 
-    READS_WITHOUT_WAITING = True
+    READS_WITHOUT_WAITING: ClassVar[bool] = True
 
     def __init__(
         self,
