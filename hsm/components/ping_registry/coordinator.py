@@ -33,7 +33,14 @@ from hsm.components.ping_registry.names import index_id, registry_id, server_nam
 from hsm.components.ping_registry.workflow import State, StateCode
 from hsm.components.ping_registry.workflows import WorkflowIndex, Workflows
 from hsm.engine.clock import Clock, SystemClock, from_nanos, time_limit
-from persistence.journal import NO_VC, RETRY_NO_VC, EventId, Expectation, Journal
+from persistence.journal import (
+    NO_VC,
+    RETRY_NO_VC,
+    EventId,
+    Expectation,
+    Journal,
+    VersionConflictError,
+)
 
 __all__ = [
     "ACTIVE_FOR",
@@ -214,8 +221,12 @@ class Coordinator:
             vid = NO_VC if record.expected_vid is None else record.expected_vid
             try:
                 await self.workflows.commit(id_, vid, request_id=record.request_id)
-            except PingRegistryError:
-                if not (await self.workflows.find(id_)).aborted:
+            except PingRegistryError as error:
+                state = await self.workflows.find(id_)
+                if not state.aborted and state.completion.request_id != record.request_id:
+                    if isinstance(error.__cause__, VersionConflictError):
+                        # Refused for good: the version that was looked at will not come back.
+                        await self._forget(_records.complete_saga(self.index_id, record))
                     raise
         state = await self.workflows.find(id_)
         try:

@@ -27,6 +27,7 @@ from hsm.components.ping_registry import (
     WorkflowAbortedError,
 )
 from hsm.testing import FakeClock
+from hsm.testing.faults import Call
 from persistence.journal import NO_VC, RETRY_NO_VC, Expectation, NewEvent
 from persistence.proto.nogevents_pb2 import Event as Message
 from tests.support.journals import World
@@ -151,7 +152,7 @@ async def test_commit_checks_the_version_and_the_state(coordinator: Coordinator,
     assert (await coordinator.workflows.find(id_)).state_code is StateCode.SUMMARIZED
 
 
-async def test_commit_for_a_version_that_has_gone_is_not_resumed(
+async def test_commit_for_a_version_that_has_gone_is_not_resumed_and_stands_in_nobodys_way(
     coordinator: Coordinator, other: Coordinator, world: World
 ) -> None:
     begun = await coordinator.begin()
@@ -161,6 +162,28 @@ async def test_commit_for_a_version_that_has_gone_is_not_resumed(
 
     await other.resume()
     assert (await other.workflows.find(begun.workflow_id)).state_code is StateCode.SUMMARIZED
+    assert await pending(world) == []
+    await other.commit(begun.workflow_id, (await other.workflows.find(begun.workflow_id)).vid)
+    assert (await other.workflows.find(begun.workflow_id)).state_code is StateCode.TERMINATED
+
+
+async def test_commit_by_two_for_one_request_succeeds_for_both(
+    coordinator: Coordinator, other: Coordinator, world: World
+) -> None:
+    id_ = await summarized(coordinator)
+    vid = (await coordinator.workflows.find(id_)).vid
+
+    async def commit(call: Call) -> None:
+        if call.method == "multi" and f"h/{id_.hex}" in str(call.request):
+            world.faulty.before = None
+            await other.commit(id_, vid)
+
+    world.faulty.before = commit
+    committed = await coordinator.commit(id_, vid)
+
+    assert committed.workflow_vid == (await other.workflows.find(id_)).vid
+    assert await events_of(world, id_) == [111, 112, 113, 114, 115]
+    assert await pending(world) == []
 
 
 async def test_workflow_of_another_registry_is_refused(coordinator: Coordinator, world: World) -> None:
