@@ -199,20 +199,19 @@ class Engine(Generic[StateT, CommandT, FactT]):
 
     async def _tell_waiting(self, id_: UUID, waiting: deque[_Telling[StateT, CommandT]]) -> None:
         batch = list(waiting)[: self._options.batch]
-        for number in range(1, self._options.tries + 1):
-            last = number == self._options.tries
-            batch = [telling for telling in batch if not telling.answer.done()]
-            if not batch:
-                return
-            self.counts.retries += number > 1
+        number = 1
+        while batch := [telling for telling in batch if not telling.answer.done()]:
             try:
                 await self._tell_together(id_, batch, number)
             except (VersionConflictError, UnknownHistoryError) as error:
-                if last:
+                if number == self._options.tries:
                     self._fail(id_, batch, error, number)
                     return
                 await self._pause(number)
+                number += 1
+                self.counts.retries += 1
             except TransactionTooLargeError as error:
+                # No try of anybody: nothing was in the way but the others of this batch.
                 if len(batch) == 1:
                     self._fail(id_, batch, error, number)
                     return
