@@ -265,13 +265,13 @@ async def test_facts_that_are_too_many_for_one_commit_are_spread_over_several(
     await asyncio.gather(*tellings)
     with pytest.raises(TransactionTooLargeError):
         await engine.tell_id_vid(id_, RETRY_NO_VC, Deposit((1,) * 20))
-    # As many as a batch holds: halving it takes more turns than a command has tries.
-    tellings = [engine.tell_id_vid(id_, RETRY_NO_VC, Deposit((1,) * 8)) for _ in range(64)]
+    # The first goes alone, and the others fill a batch: halving that takes more turns than there are tries.
+    tellings = [engine.tell_id_vid(id_, RETRY_NO_VC, Deposit((1,) * 8)) for _ in range(65)]
     async with asyncio.timeout(60):
         await asyncio.gather(*tellings)
 
-    assert (await engine.find_id(id_)).balance == 24 + 512
-    assert len(await chain(world, id_)) == 24 + 512
+    assert (await engine.find_id(id_)).balance == 24 + 520
+    assert len(await chain(world, id_)) == 24 + 520
 
 
 def doubtful(times: int) -> Callable[[Call], Awaitable[None]]:
