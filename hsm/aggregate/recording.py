@@ -67,9 +67,9 @@ class ExecutionRecorder:
         while True:
             head, last = await self._last(history)
             batch: list[NewEvent] = []
-            async for entry in self._engine.history(key):
-                if last is None or entry.version > last:
-                    batch.append(_event(entry))
+            after = 0 if last is None else last.transition_count
+            async for entry in self._engine.history(key, after=after):
+                batch.append(_event(entry))
                 if len(batch) == _BATCH:
                     break
             if not batch:

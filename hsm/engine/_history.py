@@ -16,7 +16,7 @@ from hsm.ref import ExecutionKey
 from hsm.registry import Registry
 from hsm.tree import Node
 from persistence import errors as storage
-from persistence.executions import history_prefix, prefix_end
+from persistence.executions import history_key, history_prefix, prefix_end
 from persistence.proto.execution_pb2 import HistoryRow
 from persistence.store import EngineStore
 
@@ -24,10 +24,10 @@ __all__ = ["history", "tree_at"]
 
 
 async def history(
-    executions: Executions, store: EngineStore, key: ExecutionKey
+    executions: Executions, store: EngineStore, key: ExecutionKey, after: int
 ) -> AsyncIterator[HistoryEntry]:
     """See `Engine.history`."""
-    async for row in _rows(executions, store, await executions.resolve(key)):
+    async for row in _rows(executions, store, await executions.resolve(key), after):
         yield HistoryEntry(
             VersionedTransition(row.version.failover_version, row.version.max_transition_count),
             from_nanos(row.time_nanos),
@@ -56,10 +56,12 @@ async def tree_at(
     return tree_of(registry, rows)
 
 
-async def _rows(executions: Executions, store: EngineStore, key: ExecutionKey) -> AsyncIterator[HistoryRow]:
-    prefix = history_prefix(*key)
+async def _rows(
+    executions: Executions, store: EngineStore, key: ExecutionKey, after: int = 0
+) -> AsyncIterator[HistoryRow]:
+    start, end = history_key(*key, after + 1), prefix_end(history_prefix(*key))
     try:
-        async for item in store.scan(executions.partition(key), prefix, prefix_end(prefix)):
+        async for item in store.scan(executions.partition(key), start, end):
             yield decode_row(HistoryRow, item.key, item.value)
     except storage.PersistenceError as error:
         raise translated(error) from error

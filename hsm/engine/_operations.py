@@ -130,13 +130,15 @@ class Operations:
         """
         return await children_of(self._executions, key)
 
-    def history(self, key: ExecutionKey) -> AsyncIterator[HistoryEntry]:
+    def history(self, key: ExecutionKey, *, after: int = 0) -> AsyncIterator[HistoryEntry]:
         """What each commit has changed, oldest first; nothing if the execution was started without history.
+
+        With `after`, only the commits behind the one with this count; see `HistoryEntry.version`.
 
         Raises:
             ExecutionNotFoundError: there is no such execution.
         """
-        return _history.history(self._executions, self._store, key)
+        return _history.history(self._executions, self._store, key, after)
 
     async def tree_at(self, key: ExecutionKey, transition_count: int) -> Node:
         """The tree as it was after the commit with this count: a copy, whose changes are kept by nobody.

@@ -10,7 +10,8 @@ import pytest
 
 from hsm import ExecutionKey, ExecutionNotFoundError, Key, Node, NoHistoryError, Ref, SerializationError
 from hsm.aggregate import EXECUTION_CHANGED, ExecutionRecorder, history_of, recorded_tree
-from hsm.testing import TestEngine
+from hsm.testing import FaultyStore, TestEngine
+from hsm.testing.faults import Call
 from persistence.journal import NO_VC, Event, Journal, NewEvent
 from persistence.proto.nogevents_pb2 import Event as Message
 from tests.support.databases import Database, new_database
@@ -62,6 +63,32 @@ async def test_many_commits_are_recorded_in_parts(database: Database) -> None:
         assert await ExecutionRecorder(engine, journal).record(job()) == 121
         events = await recorded(journal, ref)
         assert log(recorded_tree(world.registry, events)) == [str(number) for number in range(120)]
+
+
+async def test_what_was_recorded_is_not_read_again(database: Database) -> None:
+    world = World()
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store) as engine:
+        recorder = ExecutionRecorder(engine, Journal(database.store, "executions"))
+        ref = await engine.start(job(), Job(), history=True)
+        for number in range(20):
+            await engine.update(ref, note(str(number)))
+        await recorder.record(ref.execution)
+        assert [entry.version.transition_count async for entry in engine.history(job(), after=19)] == [
+            20,
+            21,
+        ]
+        starts: list[int] = []
+
+        async def look(call: Call) -> None:
+            if call.method == "scan" and isinstance(call.request, tuple):
+                start = str(call.request[1])
+                starts.extend([int(start.rpartition("/")[2])] if start.startswith("h/") else [])
+
+        await engine.update(ref, note("last"))
+        store.before = look
+        assert await recorder.record(ref.execution) == 1
+        assert starts == [22, 23]
 
 
 async def test_recorder_follows_an_execution(database: Database) -> None:
