@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Generic, cast
 from uuid import UUID
 
@@ -9,9 +10,12 @@ from hsm.aggregate.behavior import Behavior, Event, FactT, Snapshotting, StateT
 from hsm.aggregate.errors import UnknownEventTypeError
 from hsm.aggregate.options import UnknownEvents
 from hsm.errors import HSMError
+from persistence.errors import PersistenceError
 from persistence.journal import EPOCH, Event as JournalEvent, Journal, StaleCursorError
 
 __all__ = ["Reader"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Reader(Generic[StateT, FactT]):
@@ -23,6 +27,7 @@ class Reader(Generic[StateT, FactT]):
         self._journal = journal
         self._behavior = behavior
         self._skips = unknown_events is UnknownEvents.SKIP
+        self._has_skipped = False
         # Which states it is about, no check at run time can tell.
         self._snapshotting = (
             cast("Snapshotting[StateT]", behavior) if isinstance(behavior, Snapshotting) else None
@@ -71,11 +76,22 @@ class Reader(Generic[StateT, FactT]):
             if fact is not None:
                 state = advancer.advance(state, fact)
         state = state.with_vid(vid) if vid != state.vid else state
-        snapshotting = self._snapshotting
-        if snapshotting is not None and count >= snapshotting.snapshot_interval:
-            data, version = snapshotting.store_state(state), snapshotting.snapshot_version
-            await self._journal.snapshots.save(state.id, vid, data, version=version)
+        if count:
+            await self._save(state, count)
         return state
+
+    async def _save(self, state: StateT, count: int) -> None:
+        """Save a snapshot if so many events are worth one."""
+        snapshotting = self._snapshotting
+        # A state without what newer programs know must not become the beginning of theirs.
+        if snapshotting is None or count < snapshotting.snapshot_interval or self._has_skipped:
+            return
+        data, version = snapshotting.store_state(state), snapshotting.snapshot_version
+        try:
+            await self._journal.snapshots.save(state.id, state.vid, data, version=version)
+        except PersistenceError as error:
+            # What was asked for is the state, and that was read.
+            _logger.warning("no snapshot of %s was saved: %s", state.id, error)
 
     def _fact(self, event: JournalEvent) -> Event[FactT] | None:
         """What an event tells; None if it is unknown, and that is to be tolerated."""
@@ -83,6 +99,7 @@ class Reader(Generic[StateT, FactT]):
             return Event(event.id, self._behavior.new_event(event.message()))
         except UnknownEventTypeError:
             if self._skips:
+                self._has_skipped = True
                 return None
             raise
         except HSMError as error:

@@ -33,7 +33,7 @@ class AggregateOptions:
         batch: commands on one aggregate, told with `RETRY_NO_VC` while another one was under way, that are
             committed together.
         unknown_events: whether a history with unknown events can be read. If so, the behavior does not see
-            them.
+            them, and an engine that has met one saves no snapshots any more.
         clock: of the pauses.
         random: of the pauses.
     """

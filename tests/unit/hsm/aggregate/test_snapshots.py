@@ -9,9 +9,11 @@ from uuid import UUID, uuid4
 import attrs
 import pytest
 
-from hsm.aggregate import Engine
+from hsm.aggregate import AggregateOptions, Engine, UnknownEvents, UnknownEventTypeError
 from hsm.components.ping_registry import INDEX_HISTORY, IndexTrimPolicy, WorkflowIndex
 from hsm.testing import FakeClock
+from hsm.testing.faults import Call
+from persistence.errors import InvalidRequestError
 from persistence.journal import (
     NO_VC,
     RETRY_NO_VC,
@@ -108,6 +110,43 @@ async def test_short_history_has_no_snapshot(world: World, id_: UUID) -> None:
     await events_read(world, id_, Snapshotted())
 
     assert world.faulty.writes == writes
+
+
+async def test_state_is_found_though_its_snapshot_cannot_be_saved(
+    world: World, id_: UUID, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Engine(world.other_journal(), Accounts()).tell_id_vid(id_, NO_VC, Deposit((1,) * 25))
+
+    async def refuse(call: Call) -> None:
+        if call.method == "set":
+            raise InvalidRequestError("a snapshot is too large for this store")
+
+    world.faulty.before = refuse
+    found, reads = await events_read(world, id_, Snapshotted())
+
+    assert (found.balance, reads) == (25, 25)
+    assert "too large for this store" in caplog.text
+
+
+async def test_state_without_unknown_events_is_no_snapshot(world: World, id_: UUID) -> None:
+    @attrs.frozen
+    class Older(Snapshotted):
+        def new_event(self, message: Message, /) -> Fact:
+            if message.type_name == "withdrawn":
+                raise UnknownEventTypeError(message.type_name)
+            return super().new_event(message)
+
+    writer = Engine(world.other_journal(), Accounts())
+    await writer.tell_id_vid(id_, NO_VC, Deposit((1,) * 25))
+    await writer.tell_id_vid(id_, NO_VC, Withdraw(5))
+    older: Engine[Account, AccountCommand, Fact] = Engine(
+        world.journal(), Older(), AggregateOptions(unknown_events=UnknownEvents.SKIP)
+    )
+    assert (await older.find_id(id_)).balance == 25
+    await writer.tell_id_vid(id_, NO_VC, Deposit((1,) * 10))
+    assert (await older.find_id(id_)).balance == 35
+
+    assert (await reader(world, Snapshotted()).find_id(id_)).balance == 30
 
 
 class FromTheFifth:
