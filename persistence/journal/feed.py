@@ -22,12 +22,20 @@ from persistence.journal._rows import (
     position_of,
 )
 from persistence.journal._sequencing import Sequencer, parse_feed_head
-from persistence.journal.errors import CorruptHistoryError, PositionTrimmedError
+from persistence.journal.errors import CorruptHistoryError, PositionTrimmedError, TranscodingError
 from persistence.journal.events import Event
 from persistence.journal.ids import EventId, EventIdSource
 from persistence.journal.notifier import Subscription
 from persistence.proto.journal_pb2 import FeedBlock
-from persistence.store import DeleteRequest, EngineStore, GetRequest, Item, Operation, SetRequest
+from persistence.store import (
+    BulkGetResponse,
+    DeleteRequest,
+    EngineStore,
+    GetRequest,
+    Item,
+    Operation,
+    SetRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,9 +126,11 @@ class Feed:
     async def read(self, after: int = 0, *, limit: int = _PAGE) -> Sequence[FeedItem]:
         """The items behind a position; none if nothing more was committed before.
 
+        An event that cannot be read ends the page; it is an error when it is the first behind `after`.
+
         Raises:
             PositionTrimmedError: the feed no longer reaches back to `after`.
-            CorruptHistoryError: an event is missing that should be there.
+            CorruptHistoryError: an event is missing that should be there, or is damaged.
             TranscodingError: an event cannot be decoded.
         """
         places = await self._places(after, limit)
@@ -213,25 +223,32 @@ class Feed:
         answers = iter(await self._store.bulk_get(requests) if requests else ())
         items: list[FeedItem] = []
         for place in places:
-            position, history, life, event_id = place
-            if event_id is None:
-                items.append(FeedItem(position, FeedKind.DELETED, history))
-                continue
-            answer = next(answers)
-            if answer.error is not None:
-                raise answer.error
-            if _is_gone(heads[history], life, event_id):
-                items.append(FeedItem(position, FeedKind.GONE, history, event_id))
-            elif answer.data is None:
-                # Unless it went away between the two reads, it should be there.
-                if not _is_gone(await self._heads.read(history), life, event_id):
-                    raise CorruptHistoryError(history, event_id, "it stands in the feed, and is missing")
-                items.append(FeedItem(position, FeedKind.GONE, history, event_id))
-            else:
-                self._ids.observe(event_id)
-                event = self._coding.event(history, event_id, answer.data)
-                items.append(FeedItem(position, FeedKind.EVENT, history, event_id, event))
+            answer = None if place.event_id is None else next(answers)
+            try:
+                items.append(await self._item(place, heads[place.history], answer))
+            except (CorruptHistoryError, TranscodingError):
+                # Of what stands before it, nobody shall be deprived.
+                if not items:
+                    raise
+                break
         return items
+
+    async def _item(self, place: _Place, head: Head, answer: BulkGetResponse | None) -> FeedItem:
+        position, history, life, event_id = place
+        if event_id is None or answer is None:
+            return FeedItem(position, FeedKind.DELETED, history)
+        if answer.error is not None:
+            raise answer.error
+        if _is_gone(head, life, event_id):
+            return FeedItem(position, FeedKind.GONE, history, event_id)
+        if answer.data is None:
+            # Unless it went away between the two reads, it should be there.
+            if not _is_gone(await self._heads.read(history), life, event_id):
+                raise CorruptHistoryError(history, event_id, "it stands in the feed, and is missing")
+            return FeedItem(position, FeedKind.GONE, history, event_id)
+        self._ids.observe(event_id)
+        event = self._coding.event(history, event_id, answer.data)
+        return FeedItem(position, FeedKind.EVENT, history, event_id, event)
 
 
 def _is_gone(head: Head, life: int, event_id: EventId) -> bool:

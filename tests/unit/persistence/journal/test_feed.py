@@ -301,6 +301,17 @@ async def test_missing_event_of_a_living_history_is_told(journal: Journal) -> No
     assert caught.value.event_id == version
 
 
+async def test_what_stands_before_a_damaged_event_is_read(journal: Journal) -> None:
+    versions = [(await journal.commit(HISTORY, numbered(number), NO_VC)).version for number in range(3)]
+    key = f"e/{HISTORY.hex}/{versions[1].hex()}"
+    await journal.store.set(SetRequest(key=key, value=b"\xff\xff", partition=journal.partition))
+
+    assert positions([*await journal.feed.read()]) == [1]
+    with pytest.raises(CorruptHistoryError):
+        await journal.feed.read(1)
+    assert positions([*await journal.feed.read(2)]) == [3]
+
+
 async def test_missing_stretch_is_told(journal: Journal) -> None:
     for number in range(3):
         await journal.commit(HISTORY, numbered(number), NO_VC)
