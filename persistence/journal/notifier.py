@@ -149,14 +149,16 @@ class Notifier:
                 async for change in changes:
                     self.post(history_of(change.key) if change.kind is ChangeKind.KEY else None)
             except StoreClosedError:
-                return
+                break
             except PersistenceError as error:
                 _logger.warning("cannot watch for new events, and will try again: %s", error)
                 await sleep(self._clock, self._interval_ns)
                 changes = store.watch(self._partition, HISTORIES)
                 self.post(None)
             else:
-                return
+                break
+        # The store was closed, which whoever waits learns when they read.
+        self.post(None)
 
     async def _poll(self) -> None:
         """Look at the histories that somebody waits for; who waits for all is woken up each time."""
@@ -164,12 +166,15 @@ class Notifier:
         while True:
             await sleep(self._clock, self._interval_ns)
             histories = [history for history in self._by_history if history is not None]
+            etags = {history: etags[history] for history in histories if history in etags}
             requests = [
                 GetRequest(key=history_key(history), partition=self._partition) for history in histories
             ]
             try:
                 answers = await self._store.bulk_get(requests)
             except StoreClosedError:
+                # Whoever waits learns it when they read.
+                self.post(None)
                 return
             except PersistenceError as error:
                 _logger.warning("cannot look for new events: %s", error)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
+import persistence
 from hsm.testing import Call, FakeClock, FaultyStore
-from persistence.errors import StoreUnavailableError
+from persistence.errors import StoreClosedError, StoreUnavailableError
+from persistence.features import require
 from persistence.journal import NO_VC, Journal, JournalObserver, JournalOptions, Subscription
 from persistence.store import EngineStore, Feature
 from tests.support.histories import codes, numbered
@@ -202,3 +205,24 @@ async def test_closed_journal_still_commits_and_wakes_up_who_is_left(lone: Journ
         await lone.commit(HISTORY, numbered(1), NO_VC)
 
         assert await signalled(subscription) == {HISTORY}
+
+
+@pytest.mark.parametrize("watching", [True, False])
+async def test_whoever_waits_learns_that_the_store_was_closed(watching: bool, clock: FakeClock) -> None:
+    async with persistence.connect("memory://closed") as opened:
+        store = require(opened, EngineStore)
+        journal = Journal(store if watching else Unwatchable(store), "tests", clock=clock)
+
+        async def follow() -> None:
+            async with contextlib.aclosing(journal.feed.follow()) as items:
+                async for _ in items:
+                    pass
+
+        following = asyncio.create_task(follow())
+        await clock.skip(timedelta(seconds=1))
+        assert len(journal.notifier) == 1
+        await store.aclose()
+        await clock.skip(timedelta(seconds=1))
+        with pytest.raises(StoreClosedError):
+            async with asyncio.timeout(30):
+                await following
