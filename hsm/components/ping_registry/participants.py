@@ -222,8 +222,10 @@ class RegistryDaemon(_Participant):
     async def _work(self, id_: UUID) -> None:
         await self._ping(id_, REGISTRY_SERVER)
         state = await self._workflows.find(id_)
-        end = to_nanos(state.start.event_id.time) + nanos_of(self._options.window)
-        await self._sleep(max(end - self._options.clock.time_ns(), 0))
+        window = nanos_of(self._options.window)
+        left = to_nanos(state.start.event_id.time) + window - self._options.clock.time_ns()
+        # Never longer than the window, wherever the clock of whoever has begun it stands.
+        await self._sleep(min(max(left, 0), window))
         while (state := await self._workflows.find(id_)).state_code in _OPEN:
             code, message = summarized(state)
             try:

@@ -149,6 +149,17 @@ async def test_registry_that_was_away_for_long_summarises_at_once(scene: Scene) 
         assert (await scene.admin.get(id_)).complete
 
 
+async def test_clock_of_the_administrator_that_is_ahead_makes_the_window_no_longer(
+    scene: Scene, world: World
+) -> None:
+    ahead = FakeClock()
+    ahead.advance(timedelta(hours=1))
+    id_ = (await Coordinator(world.other_journal(ahead), "reg", clock=ahead).begin()).workflow_id
+    async with running(scene.registry()):
+        await scene.clock.skip(13 * SECOND)
+        assert (await scene.admin.get(id_)).complete
+
+
 async def test_ping_that_comes_before_the_summary_is_counted_again(scene: Scene, world: World) -> None:
     id_ = (await scene.admin.begin()).workflow_id
     late = iter(range(2))
