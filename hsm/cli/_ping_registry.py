@@ -22,7 +22,6 @@ from hsm.components.ping_registry import (
     RegistryDaemon,
     ServerDaemon,
     StateCode,
-    SummaryCode,
 )
 from persistence.journal import NO_VC, EventId, Journal
 
@@ -123,7 +122,7 @@ async def get(
             except TimeoutError:
                 raise CommandError(f"workflow {workflow} has no summary after {wait:g} s") from None
     _print_gathered(out, gathered)
-    return 0 if gathered.code in {0, SummaryCode.SUMMARIZED, SummaryCode.ACTIVE} else _FAILED
+    return 0 if gathered.state.summary_status.code == 0 else _FAILED
 
 
 def _print_gathered(out: Console, gathered: Gathered) -> None:

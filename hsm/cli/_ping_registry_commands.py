@@ -130,7 +130,7 @@ def begin(
 def get(url: str, namespace: str, workflow: UUID, wait: float | None, registry: str) -> int:
     """Print the pings and the summary of a workflow.
 
-    Exits with 1 if the servers are not well or the workflow was aborted, 2 if there is no summary yet.
+    Exits with 1 if the servers are not well or the workflow was aborted, 2 if --wait has seen no summary.
     """
     return run_command(_ping_registry.get(out(), url, namespace, registry, workflow=workflow, wait=wait))
 

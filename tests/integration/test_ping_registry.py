@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -18,17 +19,21 @@ from rich.console import Console
 import persistence
 from hsm.cli import _app, _ping_registry
 from hsm.cli._ping_registry import NAMESPACE
-from hsm.components.ping_registry import Workflows
+from hsm.components.ping_registry import (
+    Coordinator,
+    ParticipantOptions,
+    RegistryDaemon,
+    ServerDaemon,
+    StateCode,
+    Workflows,
+    summarized,
+)
 from persistence.journal import EventId, Journal
 from tests.support.deliveries import TIME_LIMIT_SECONDS, Result, ended, start_hsm
-from tests.support.journals import database_url
+from tests.support.journals import database_url, world_of
 from tests.support.servers import Server
 
-KINDS = [
-    "sqlite",
-    pytest.param("postgresql", marks=pytest.mark.server),
-    pytest.param("valkey", marks=pytest.mark.server),
-]
+KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)]
 SERVERS = ("s1", "s2", "s3")
 
 
@@ -74,7 +79,7 @@ class Scene:
         return Participant(process)
 
     async def registry(self) -> Participant:
-        return await self._ready("serve-registry", "--window", "1", "--interval", "1")
+        return await self._ready("serve-registry", "--window", "1", "--interval", "0.5")
 
     async def server(self, name: str) -> Participant:
         return await self._ready("serve-server", name, "--interval", "0.5")
@@ -179,8 +184,9 @@ async def test_story_ends_summarised_and_committed_whoever_is_killed(
         # One of them stays away.
         await s3.kill()
         other = await scene.begin()
-        _, second = await scene.get(other, wait=TIME_LIMIT_SECONDS)
+        status, second = await scene.get(other, wait=TIME_LIMIT_SECONDS)
         print(second)
+        assert status == 1
         assert value("statusCode", second) == "100"
         assert "missing: s3" in value("statusMessage", second)
 
@@ -193,6 +199,34 @@ async def test_story_ends_summarised_and_committed_whoever_is_killed(
         listed = (await scene.status()).splitlines()
         print(*listed, sep="\n")
         assert [line.split()[1::2] for line in listed] == [["completed", "terminated"]] * 2
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("valkey", marks=pytest.mark.server)])
+async def test_participants_in_one_process_meet_on_any_store(
+    kind: str, tmp_path: Path, server_of: Callable[[str], Server]
+) -> None:
+    moment = timedelta(milliseconds=20)
+    options = ParticipantOptions(interval=moment, window=15 * moment)
+    async with (
+        world_of(database_url(kind, tmp_path, server_of)) as world,
+        asyncio.timeout(TIME_LIMIT_SECONDS),
+    ):
+        participants = [
+            RegistryDaemon(world.journal(), "reg", options),
+            *(ServerDaemon(world.journal(), "reg", name, options) for name in SERVERS),
+        ]
+        tasks = [asyncio.create_task(participant.run()) for participant in participants]
+        admin = Coordinator(world.journal(), "reg")
+        workflow = (await admin.begin(expected_servers=SERVERS)).workflow_id
+        gathered = await admin.get(workflow, wait=True)
+        await admin.commit(workflow, gathered.state.vid)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert (gathered.state.summary.code, gathered.message) == summarized(gathered.state)
+        assert gathered.state.num_pings >= 3
+        assert (await admin.get(workflow)).state.state_code is StateCode.TERMINATED
 
 
 def test_commands_tell_what_is_wrong(
