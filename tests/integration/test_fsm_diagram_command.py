@@ -7,13 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from hsm.fsm import DatabaseStore, new_event, new_state_machine
 from persistence.proto.statemachine_pb2 import FiniteStateMachine
+from tests.support.deliveries import Result
+from tests.support.fsm.commands import hsm_fsm
 from tests.support.fsm.configurations import orders
+
+Draw: TypeAlias = Callable[..., Awaitable[Result]]
 
 MISSING = "graphviz is not installed: it has the program `dot`"
 
@@ -34,14 +40,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
-def draw(url: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ) if path is None else {**os.environ, "PATH": path}
-    command = [sys.executable, "-m", "hsm.cli", "fsm", "diagram", "--db", url, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+@pytest.fixture
+def draw(url: str, tmp_path: Path) -> Draw:
+    """The command, in this process."""
+    return lambda *arguments: hsm_fsm("diagram", "--db", url, *arguments, folder=tmp_path)
 
 
 def test_mermaid_is_the_usual_language(url: str) -> None:
-    done = draw(url, "orders:v1")
+    command = [sys.executable, "-m", "hsm.cli", "fsm", "diagram", "--db", url, "orders:v1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("stateDiagram-v2\n")
@@ -49,33 +56,36 @@ def test_mermaid_is_the_usual_language(url: str) -> None:
     assert "current" not in done.stdout
 
 
-def test_machine_is_shown_where_it_is(url: str) -> None:
-    done = draw(url, "orders:v1", "--machine", "1", "--format", "dot")
+async def test_machine_is_shown_where_it_is(draw: Draw) -> None:
+    done = await draw("orders:v1", "--machine", "1", "--format", "dot")
 
-    assert done.returncode == 0, done.stderr
-    assert '[label="accepted", style="rounded,filled"' in done.stdout
-    assert '[label="accept (1x)"]' in done.stdout
+    assert done.status == 0, done.err
+    assert '[label="accepted", style="rounded,filled"' in done.out
+    assert '[label="accept (1x)"]' in done.out
 
 
-def test_svg_is_drawn_by_graphviz(url: str) -> None:
+async def test_svg_is_drawn_by_graphviz(draw: Draw) -> None:
     if not shutil.which("dot"):
         if os.environ.get("HSM_REQUIRE_SERVERS"):
             pytest.fail(MISSING, pytrace=False)
         pytest.skip(MISSING)
 
-    done = draw(url, "orders:v1", "--format", "svg")
+    done = await draw("orders:v1", "--format", "svg")
 
-    assert done.returncode == 0, done.stderr
-    assert "</svg>" in done.stdout
+    assert done.status == 0, done.err
+    assert "</svg>" in done.out
 
 
-def test_missing_graphviz_is_named_in_one_line(url: str, tmp_path: Path) -> None:
-    done = draw(url, "orders:v1", "--format", "svg", path=str(tmp_path))
+async def test_missing_graphviz_is_named_in_one_line(
+    draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "install the package graphviz" in done.stderr
+    done = await draw("orders:v1", "--format", "svg")
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert "install the package graphviz" in done.err
 
 
 @pytest.mark.parametrize(
@@ -88,9 +98,11 @@ def test_missing_graphviz_is_named_in_one_line(url: str, tmp_path: Path) -> None
         (["orders:v1", "--format", "png"], 2, "png"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(url: str, arguments: list[str], code: int, message: str) -> None:
-    done = draw(url, *arguments)
+async def test_what_cannot_be_drawn_is_said(
+    draw: Draw, arguments: list[str], code: int, message: str
+) -> None:
+    done = await draw(*arguments)
 
-    assert (done.returncode, done.stdout) == (code, "")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.status, done.out) == (code, "")
+    assert message in done.err
+    assert "Traceback" not in done.err

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from hsm.fsm import new_transition
 from persistence.proto.statemachine_pb2 import Event, EventOutcome, FiniteStateMachine
 from tests.crash.fsm_processing import Scale, check_machine, run
 
 
-@pytest.mark.parametrize("kills", [0, 2])
-async def test_events_have_one_outcome_each_and_none_is_lost(tmp_path: Path, kills: int) -> None:
-    scale = Scale(processes=3, events=60, machines=16, kills=kills)
+async def test_events_have_one_outcome_each_and_none_is_lost(tmp_path: Path) -> None:
+    scale = Scale(processes=2, events=90, machines=12, kills=2)
 
     findings = await run(f"database sqlite:///{tmp_path / 'machines.db'}", scale)
 
     assert findings.problems == []
     assert findings.acknowledged == 180
-    assert findings.kills == kills
+    assert findings.kills == 2
     assert findings.moved > findings.refused > 0
 
 

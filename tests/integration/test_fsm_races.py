@@ -12,7 +12,7 @@ from tests.crash.fsm_races import Scale, place_on_redis, run_race
 from tests.support.fsm.redis_world import raw_redis
 from tests.support.servers import Server
 
-SMALL = Scale(processes=3, events=80, machines=10, callers=8, kills=1)
+SMALL = Scale(processes=2, events=80, machines=8, callers=8, kills=1)
 
 
 async def expect_good_race(where: str) -> None:

@@ -30,6 +30,7 @@ from persistence.proto.statemachine_pb2 import (
     HealthResponse,
 )
 from tests.support.deliveries import hsm
+from tests.support.fsm.commands import hsm_fsm
 from tests.support.fsm.configurations import counter, orders
 from tests.support.fsm.processes import serving_process
 from tests.support.fsm.service import client_of, event_for, new_machine, outcome_of, until
@@ -337,18 +338,12 @@ async def test_log_records_are_json_on_demand(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (("--tls-dir", "nowhere"), "nowhere/server.pem"),
-        (("--insecure", "--mutual-tls"), "--insecure does not go with --mutual-tls"),
         (("--insecure", "--listen", "127.0.0.1:{port}"), "cannot listen on '127.0.0.1:{port}'"),
-        (("--insecure", "--stream-events", "x"), "--stream-url"),
-        (("--insecure", "--stream-events", "x", "--stream-url", "redis://127.0.0.1:1"), "Connect"),
-        (("--insecure", "--sqs-events", "x", "--sqs-endpoint", "http://127.0.0.1:1"), "127.0.0.1:1"),
     ],
 )
-async def test_what_cannot_be_used_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], text: str
+async def test_what_it_cannot_listen_with_is_told_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], text: str
 ) -> None:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     port = free_port()
     occupied = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
     async with occupied:
@@ -362,7 +357,29 @@ async def test_what_cannot_be_used_is_told_in_one_line(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--insecure", "--mutual-tls"), "--insecure does not go with --mutual-tls"),
+        (("--insecure", "--stream-events", "x"), "--stream-url"),
+        (("--insecure", "--stream-events", "x", "--stream-url", "redis://127.0.0.1:1"), "Connect"),
+        (("--insecure", "--sqs-events", "x", "--sqs-endpoint", "http://127.0.0.1:1"), "127.0.0.1:1"),
+    ],
+)
+async def test_what_cannot_be_used_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], text: str
+) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    database = ("--db", f"sqlite:///{tmp_path}/fsm.db")
+    result = await hsm_fsm("serve", *database, "--log-level", "error", *arguments, folder=tmp_path)
+
+    assert result.status == 2
+    assert text in result.err
+    assert "Traceback" not in result.err
+
+
 async def test_memory_is_refused(tmp_path: Path) -> None:
-    result = await hsm("fsm", "serve", "--insecure", "--db", "memory://x", folder=tmp_path)
+    result = await hsm_fsm("serve", "--insecure", "--db", "memory://x", folder=tmp_path)
 
     assert (result.status, "empty database in each process" in result.err) == (2, True)
