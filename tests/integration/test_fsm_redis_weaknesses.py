@@ -487,8 +487,6 @@ async def test_node_of_a_cluster_is_recognised(
     assert all("is_cluster=True" in str(error) for error in refused)
 
 
-# asyncio closes the socket of a TLS handshake that failed a moment too late for a loop that ends.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["redis", "valkey-cluster"])
 async def test_tls_and_password_are_used(kind: str, new_server: NewServer) -> None:
     server = new_server(kind, tls=True, password="secret")
@@ -499,8 +497,6 @@ async def test_tls_and_password_are_used(kind: str, new_server: NewServer) -> No
         assert await store.get_all_configs() == ["orders"]
 
 
-# asyncio closes the socket of a TLS handshake that failed a moment too late for a loop that ends.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_server_that_is_not_to_be_trusted_or_does_not_trust_us_is_not_used(
     new_server: NewServer,
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, cast
 
-from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -77,7 +77,14 @@ class Link:
         self.request_seconds = request_seconds
         self._connection = connection
         self._reading: _Reading = connection
+        self._writer: asyncio.StreamWriter | None = None
+        connection.redis_connect_func = self._log_in
         self._load: Sequence[Command] = [(b"SCRIPT", b"LOAD", script.text) for script in scripts]
+
+    async def _log_in(self, connection: AbstractConnection) -> None:
+        # The driver forgets it when it has begun to close, which over TLS takes as long as the server likes.
+        self._writer = connection._writer  # noqa: SLF001  there is no other way to its transport
+        await connection.on_connect()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
         """Send commands, and read as many answers.
@@ -184,9 +191,8 @@ class Link:
     async def abort(self) -> None:
         """Give the connection up at once, with what was not sent yet."""
         # The driver closes politely, which sends what is left, and waits as long as the server hangs.
-        writer: asyncio.StreamWriter | None = self._connection._writer  # noqa: SLF001
-        if writer is not None:
-            writer.transport.abort()
+        if self._writer is not None:
+            self._writer.transport.abort()
         await self._connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
