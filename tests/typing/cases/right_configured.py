@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from datetime import timedelta
 from typing import assert_type
 
 from shop import OrderState, pay
@@ -16,6 +17,8 @@ from hsm.fsm import (
     EventStore,
     FSMStore,
     MachineTransition,
+    RedisStore,
+    RedisStoreOptions,
     StoreManager,
     configuration_of,
     new_event,
@@ -60,6 +63,18 @@ manager: StoreManager = DatabaseStore("memory://")
 configs: ConfigStore = manager
 machines: FSMStore = manager
 events: EventStore = manager
+layout: StoreManager = RedisStore("localhost:6379", True, 0, timedelta(seconds=1), 3)
+assert_type(RedisStore.with_defaults("localhost:6379", db=1), RedisStore)
+
+
+async def share() -> None:
+    options = RedisStoreOptions(tls=True, notify=True, event_ttl=timedelta(days=1))
+    async with RedisStore("localhost:6379", namespace="tenant", options=options) as store:
+        assert_type(store, RedisStore)
+        assert_type(store.get_timeout(), timedelta)
+        assert_type(await store.tx_process_event("1", "orders", new_event("pay")), EventOutcome)
+        assert_type(await store.repair("orders"), int)
+
 
 configuration = configuration_of([pay], name="orders", start=OrderState.NEW)
 assert_type(configuration, Configuration)

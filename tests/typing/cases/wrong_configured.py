@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from shop import pay
 
-from hsm.fsm import ConfigStore, DatabaseStore, EventProcessor, StoreManager, configuration_of, new_event
+from hsm.fsm import (
+    ConfigStore,
+    DatabaseStore,
+    EventProcessor,
+    RedisStore,
+    RedisStoreOptions,
+    StoreManager,
+    configuration_of,
+    new_event,
+)
 from persistence.proto.statemachine_pb2 import Configuration, EventOutcome, FiniteStateMachine
 
 
@@ -26,6 +35,15 @@ configuration_of([pay], name="orders", start="NEW")
 # mypy-error: incompatible type
 # pyright-error: "EventResponse" is not assignable to "EventOutcome"
 EventProcessor(store, publish=publish)
+# mypy-error: incompatible type "float"; expected "timedelta"
+# pyright-error: "float" is not assignable to "timedelta"
+RedisStore("localhost:6379", timeout=0.2)
+# mypy-error: incompatible type "int"; expected "timedelta"
+# pyright-error: "timedelta"
+RedisStoreOptions(event_ttl=60)
+# mypy-error: has incompatible type "RedisStoreOptions"
+# pyright-error: "RedisStoreOptions" is not assignable
+DatabaseStore("memory://", options=RedisStoreOptions())
 
 
 async def use(store: StoreManager) -> None:
