@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from hsm.fsm import InvalidDataError, RedisStore, new_event, new_state_machine
+from hsm.fsm import GenericStoreError, InvalidDataError, RedisStore, new_event, new_state_machine
 from persistence.proto.statemachine_pb2 import EventOutcome, FiniteStateMachine
 from tests.conftest import NewServer
 from tests.crash.fsm_cluster_kills import run_kills
@@ -140,3 +141,13 @@ async def test_journal_of_a_machine_that_is_not_there_expires(store: RedisStore,
     assert raw.execute("TTL", "hsm:{fsm:orders#1}:journal") == -1
     await store.put_state_machine("nobody", new_state_machine(orders()))
     assert raw.execute("TTL", "hsm:{fsm:orders#nobody}:journal") == -1
+
+
+async def test_store_that_is_closed_before_it_knows_the_nodes_connects_to_none(raw: RawRedis) -> None:
+    store = RedisStore(raw.address, True)
+    asking = asyncio.create_task(store.get_all_configs())
+    await asyncio.sleep(0)  # it asks by now where the slots are
+    await store.aclose()
+
+    with pytest.raises(GenericStoreError, match="closed meanwhile"):
+        await asking

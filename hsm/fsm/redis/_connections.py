@@ -143,8 +143,11 @@ class _Node:
 def _refuse(groups: Sequence[_Group]) -> None:
     for group in groups:
         if not group.outcomes.done():
-            closed = StoreClosedError("the store was closed meanwhile")
-            group.outcomes.set_result([closed] * len(group.requests))
+            group.outcomes.set_result(_closed_meanwhile(group.requests))
+
+
+def _closed_meanwhile(requests: Sequence[Request]) -> Sequence[Outcome]:
+    return [StoreClosedError("the store was closed meanwhile")] * len(requests)
 
 
 class Connections:
@@ -224,6 +227,8 @@ class Connections:
             self._mapped = True
 
     async def _send(self, address: Address, requests: Sequence[Request]) -> Sequence[Outcome]:
+        if self._closed:  # since the first attempt
+            return _closed_meanwhile(requests)
         node = self._connections.get(address)
         if node is None:
             node = self._connections[address] = _Node(self._dialer, address)
@@ -232,6 +237,6 @@ class Connections:
     async def aclose(self) -> None:
         """Close all connections."""
         self._closed = True
-        for node in self._connections.values():
+        while self._connections:
+            _, node = self._connections.popitem()
             await node.aclose()
-        self._connections.clear()
