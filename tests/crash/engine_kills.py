@@ -5,7 +5,8 @@
 
 Each round starts a process that goes on where the killed one was. It updates a few executions over and over, and
 says so when an update is acknowledged. An update writes its number into the root and into a child, and asks for
-two tasks that note themselves. After each kill, and in the end, the database is compared with what was said.
+two tasks that note themselves. It also calls a few firms, each call starting a child execution, and makes the last
+call of the killed one again. After each kill, and in the end, the database is compared with what was said.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from hsm import Node, Ref  # noqa: E402
 from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
 from hsm.errors import ExecutionNotFoundError  # noqa: E402
 from persistence.store import EngineStore  # noqa: E402
+from tests.crash._firms import check_firms, keep_hiring, register_firms  # noqa: E402
 from tests.crash._kinds import ALL_KINDS, database_of  # noqa: E402
 from tests.support.databases import Database  # noqa: E402
 from tests.support.jobs import Alarm, Job, Lasting, Step, World, job, log, note, noted, step  # noqa: E402
 
 EXECUTIONS: Final = 8
+CLIENTS: Final = ("a", "b")
 CHILD: Final = step("child")
 
 
@@ -49,13 +52,26 @@ def build(root: Node) -> None:
 
 async def work(url: str) -> None:
     """What the killed process does: update, and say so when it is committed."""
-    world = World()
-    world.on(Lasting, noted)
+    world = new_world()
     async with persistence.connect(url) as opened:
         store = persistence.require(opened, EngineStore)
         async with Engine(world.registry, store, options()) as engine, asyncio.TaskGroup() as group:
             for number in range(EXECUTIONS):
                 group.create_task(keep_updating(engine, str(number)))
+            for client in CLIENTS:
+                group.create_task(keep_hiring(engine, client, say))
+
+
+def new_world() -> World:
+    world = World()
+    world.on(Lasting, noted)
+    register_firms(world.registry)
+    return world
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 async def keep_updating(engine: Engine, id_: str) -> None:
@@ -70,8 +86,7 @@ async def keep_updating(engine: Engine, id_: str) -> None:
             note(str(number), Alarm(f"alarm {number}", due))(root.child((CHILD,)))
 
         await engine.update(ref, change)
-        sys.stdout.write(f"{id_} {number}\n")
-        sys.stdout.flush()
+        say(f"{id_} {number}")
         following += 1
 
 
@@ -80,9 +95,12 @@ def plain(lines: list[str]) -> list[str]:
     return [line for line in lines if line.isdigit()]
 
 
-async def check(url: str, acknowledged: Counter[str]) -> tuple[int, int]:
-    """Compare, first as the kill left it and then after all tasks have run; updates and tasks counted."""
-    world = World()
+async def check(url: str, acknowledged: Counter[str]) -> tuple[int, int, int]:
+    """Compare, first as the kill left it and then after all tasks have run; updates, tasks and calls counted.
+
+    The calls are those since the last check.
+    """
+    world = new_world()
     updates = tasks = 0
     async with Database(url) as database:
         async with Engine(world.registry, database.store, options(), run_tasks=False) as engine:
@@ -96,9 +114,10 @@ async def check(url: str, acknowledged: Counter[str]) -> tuple[int, int]:
                 await engine.drain()
             for number in range(EXECUTIONS):
                 tasks += await check_tasks(engine, str(number))
+            calls = await check_firms(engine, acknowledged)
             assert [dead async for dead in engine.dead_letters()] == []
         await database.check()
-    return updates, tasks
+    return updates, tasks, calls
 
 
 async def check_updates(engine: Engine, id_: str, acknowledged: Counter[str]) -> int:
@@ -132,13 +151,16 @@ def run(kind: str, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     acknowledged: Counter[str] = Counter()
     with database_of(kind) as url:
-        updates = tasks = 0
+        updates = tasks = calls = 0
         for _ in range(kills):
             acknowledged |= kill_once(url, chance.uniform(0.01, 0.5))
-            updates, tasks = asyncio.run(check(url, acknowledged))
+            updates, tasks, answered = asyncio.run(check(url, acknowledged))
+            calls += answered
+        told = sum(number for id_, number in acknowledged.items() if id_.isdigit())
         sys.stdout.write(
-            f"{kind}, {kills} kills, seed {seed}: {updates} updates, {sum(acknowledged.values())} of them acknowledged,"
-            f" {tasks} tasks; lost 0, half done 0\n"
+            f"{kind}, {kills} kills, seed {seed}: {updates} updates, {told} of them acknowledged,"
+            f" {tasks} tasks; lost 0, half done 0;"
+            f" {calls} calls answered once each, and as many child executions started once each\n"
         )
         assert updates, "nothing was done between the kills"
 
@@ -151,6 +173,7 @@ def kill_once(url: str, after_seconds: float) -> Counter[str]:
         assert worker.stdout is not None
         lines = [worker.stdout.readline()]
         time.sleep(after_seconds)
+        assert worker.poll() is None, f"the process has ended by itself, with {worker.returncode}"
         worker.kill()
         lines += worker.stdout.readlines()
     said: Counter[str] = Counter()
