@@ -14,7 +14,7 @@ a snapshot, but two in a row that find the same are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -53,10 +53,13 @@ def parse_feed_head(value: bytes | None) -> FeedHeadRow:
 class Sequencer:
     """Gives positions to commits of one namespace. Any number of them, in any processes, may work at once."""
 
-    def __init__(self, store: EngineStore, partition: str, ids: EventIdSource) -> None:
+    def __init__(
+        self, store: EngineStore, partition: str, ids: EventIdSource, now: Callable[[], int]
+    ) -> None:
         self._store = store
         self._partition = partition
         self._ids = ids
+        self._now = now
         # Beside the commits, two rows of the feed change.
         self._batch = max(min(_MAX_COMMITS, store.limits.operations - 2), 1)
         self._lock = asyncio.Lock()
@@ -78,7 +81,7 @@ class Sequencer:
         taken = _prefix(entries, _MAX_EVENTS)
         items, entries = items[:taken], entries[:taken]
         head = parse_feed_head(answer.data)
-        block = FeedBlock(first_position=head.position + 1, entries=entries)
+        block = FeedBlock(first_position=head.position + 1, entries=entries, made_at_nanos=self._now())
         head.position += sum(map(positions_of, entries))
         operations: list[Operation] = [
             SetRequest(

@@ -102,6 +102,7 @@ class Feed:
         heads: Heads,
         coding: Coding,
         ids: EventIdSource,
+        now: Callable[[], int],
         subscribe: Callable[[], Subscription],
     ) -> None:
         self._store = store
@@ -111,7 +112,7 @@ class Feed:
         self._coding = coding
         self._ids = ids
         self._subscribe = subscribe
-        self._sequencer = Sequencer(store, partition, ids)
+        self._sequencer = Sequencer(store, partition, ids, now)
 
     async def last_position(self) -> int:
         """The last position there is, everything that was committed before included; 0 if there is none."""
@@ -155,6 +156,18 @@ class Feed:
                     after = item.position
                 if not items:
                     await subscription.wait()
+
+    async def position_before(self, nanos: int) -> int:
+        """The last position that was given before a moment, in nanoseconds since 1970; 0 if none was.
+
+        Of a stretch of the feed, all positions are given at once. What was trimmed counts as none.
+        """
+        position = 0
+        async for item in self._store.scan(self._partition, FEED_BLOCKS, FEED_BLOCKS_END):
+            if _block(item).made_at_nanos >= nanos:
+                break
+            position = position_of(item.key)
+        return position
 
     async def trim(self, up_to: int) -> int:
         """Forget positions up to this one, as far as whole stretches of the feed lie before it.
@@ -255,11 +268,15 @@ def _is_gone(head: Head, life: int, event_id: EventId) -> bool:
     return not head.active or head.row is None or head.row.life != life or event_id <= head.tail
 
 
-def _expand(item: Item) -> list[_Place]:
+def _block(item: Item) -> FeedBlock:
     try:
-        block = FeedBlock.FromString(item.value)
+        return FeedBlock.FromString(item.value)
     except DecodeError as error:
         raise StoreCorruptError(f"the stretch {item.key} of the feed is damaged: {error}") from error
+
+
+def _expand(item: Item) -> list[_Place]:
+    block = _block(item)
     position = block.first_position
     places: list[_Place] = []
     for entry in block.entries:

@@ -124,6 +124,7 @@ class Journal:
             heads=self._heads,
             coding=self._coding,
             ids=self.ids,
+            now=self.clock.time_ns,
             subscribe=self.subscribe,
         )
         self._gates: dict[UUID, _Gate] = {}

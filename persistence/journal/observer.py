@@ -26,7 +26,7 @@ class JournalObserver:
         """A reader of the feed is so many positions behind."""
 
     def collected(self, kind: str, rows: int) -> None:
-        """Garbage collection has removed rows: `events`, `histories`, `feed`."""
+        """Garbage collection has removed so many `events`, `histories`, or positions of the `feed`."""
 
     def collection_failed(self, history: UUID, error: Exception) -> None:
         """Trim or garbage collection has failed for a history, and goes on with the next."""

@@ -64,6 +64,8 @@ class RetentionOptions:
         tail_grace: how long what is before a new tail is kept, for those who are reading it.
         events_kept: how long the events of a deleted history are kept.
         deletions_kept: how long it is known that a history was deleted; from then on its numbers begin anew.
+        feed_kept: how long the feed can be read back, and so how far behind a projection may fall; None: for
+            ever. Unless it is set, a namespace whose feed nobody reads grows with each commit, too.
         batch: rows that are removed in one transaction, at most.
     """
 
@@ -71,6 +73,7 @@ class RetentionOptions:
     tail_grace: timedelta = timedelta(hours=1)
     events_kept: timedelta = timedelta(days=15)
     deletions_kept: timedelta = timedelta(days=30)
+    feed_kept: timedelta | None = None
     batch: int = 500
 
 
@@ -100,6 +103,7 @@ class CollectReport:
         events: events removed.
         emptied: deleted histories that have lost their events now.
         forgotten: deleted histories that nothing is known of any more.
+        positions: positions of the feed removed.
         failures: histories that something went wrong with, and what.
     """
 
@@ -107,6 +111,7 @@ class CollectReport:
     events: int = 0
     emptied: int = 0
     forgotten: int = 0
+    positions: int = 0
     failures: list[tuple[UUID, Exception]] = attrs.field(factory=list[tuple[UUID, Exception]])
 
 
@@ -182,7 +187,7 @@ class Retention:
         return True
 
     async def collect(self) -> CollectReport:
-        """Remove events before the tail of their history, and the rows of histories that were deleted."""
+        """Remove events before the tail of their history, rows of deleted histories, and the old feed."""
         report = CollectReport()
 
         async def collect(history: UUID, head: Head) -> None:
@@ -210,7 +215,18 @@ class Retention:
         await self._each(collect, report.failures)
         self._journal.observer.collected("events", report.events)
         self._journal.observer.collected("histories", report.forgotten)
+        if self._options.feed_kept is not None:
+            report.positions = await self._trim_feed(self._options.feed_kept)
+            self._journal.observer.collected("feed", report.positions)
         return report
+
+    async def _trim_feed(self, kept: timedelta) -> int:
+        feed = self._journal.feed
+        # What nobody has read has no position yet, and gets one, from which its age counts.
+        await feed.last_position()
+        trimmed_before = await feed.trim(0)
+        position = await feed.position_before(self._journal.clock.time_ns() - _nanos(kept))
+        return await feed.trim(position) - trimmed_before
 
     async def _mark_emptied(self, history: UUID, head: Head) -> None:
         row = HistoryHead()

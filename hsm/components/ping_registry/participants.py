@@ -24,11 +24,12 @@ from hsm.components.ping_registry.index import INDEX_HISTORY, IndexTrimPolicy
 from hsm.components.ping_registry.names import REGISTRY_SERVER, server_name
 from hsm.components.ping_registry.workflow import State, StateCode
 from hsm.engine.clock import Clock, SystemClock, nanos_of, sleep_for, to_nanos
-from persistence.journal import RETRY_NO_VC, Journal, Retention, VersionConflictError
+from persistence.journal import RETRY_NO_VC, Journal, Retention, RetentionOptions, VersionConflictError
 
 __all__ = ["ParticipantOptions", "RegistryDaemon", "ServerDaemon", "summarized"]
 
 _logger = logging.getLogger(__name__)
+_FEED_KEPT: Final = timedelta(days=30)
 _OPEN: Final = frozenset({StateCode.INITIALIZED, StateCode.APPENDING})
 
 
@@ -195,7 +196,8 @@ class RegistryDaemon(_Participant):
 
     async def _retain(self) -> None:
         async with package_errors():
-            retention = Retention(self._journal, {INDEX_HISTORY: IndexTrimPolicy()})
+            options = RetentionOptions(feed_kept=_FEED_KEPT)
+            retention = Retention(self._journal, {INDEX_HISTORY: IndexTrimPolicy()}, options=options)
             await retention.trim()
             await retention.collect()
 

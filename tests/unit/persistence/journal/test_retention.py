@@ -344,3 +344,33 @@ async def test_interrupted_collection_goes_on(
 
     assert await rows(journal.store, journal, "e/") == []
     assert await rows(journal.store, journal, "h/") == []
+
+
+async def test_feed_is_kept_for_a_while_also_if_nobody_reads_it(store: EngineStore, clock: FakeClock) -> None:
+    collected: list[tuple[str, int]] = []
+
+    class Observer(JournalObserver):
+        def collected(self, kind: str, rows: int) -> None:
+            collected.append((kind, rows))
+
+    journal = Journal(store, "tests", clock=clock, observer=Observer())
+    retention = Retention(journal, options=RetentionOptions(feed_kept=MONTH))
+    for number in range(3):
+        await journal.commit(HISTORY, numbered(number), NO_VC)
+    assert len(await rows(store, journal, "o/")) == 3
+    assert (await retention.collect()).positions == 0
+    assert len(await rows(store, journal, "o/")) == 0
+    clock.advance(MONTH / 2)
+    await journal.commit(HISTORY, numbered(3), NO_VC)
+    await retention.collect()
+    clock.advance(MONTH / 2 + MOMENT)
+
+    assert (await retention.collect()).positions == 3
+    assert [item.position for item in await journal.feed.read(3)] == [4]
+    assert (await retention.collect()).positions == 0
+    clock.advance(MONTH)
+    assert (await retention.collect()).positions == 1
+    assert await rows(store, journal, "g/") == []
+    assert ("feed", 3) in collected
+    await journal.commit(HISTORY, numbered(4), NO_VC)
+    assert [item.position for item in await journal.feed.read(4)] == [5]

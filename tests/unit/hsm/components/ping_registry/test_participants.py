@@ -26,7 +26,7 @@ from hsm.components.ping_registry import (
 from hsm.testing import FakeClock
 from hsm.testing.faults import Call
 from persistence.errors import StoreUnavailableError
-from persistence.journal import NO_VC, RETRY_NO_VC, NewEvent
+from persistence.journal import NO_VC, RETRY_NO_VC, NewEvent, PositionTrimmedError
 from persistence.journal._rows import history_key
 from persistence.proto.nogevents_pb2 import Event as Message
 from tests.support.journals import World, world_of
@@ -279,6 +279,17 @@ async def test_registry_gives_up_what_takes_too_long(scene: Scene) -> None:
 
         gathered = await scene.admin.get(id_)
         assert (gathered.code, gathered.state.state_code) == (EXPIRED, StateCode.TERMINATED)
+
+
+async def test_registry_lets_the_feed_grow_for_a_month_only(scene: Scene, world: World) -> None:
+    await scene.admin.begin()
+    for _ in range(2):
+        async with running(scene.registry()):
+            await scene.clock.skip(SECOND)
+        scene.clock.advance(timedelta(days=31))
+
+    with pytest.raises(PositionTrimmedError):
+        await world.other_journal(scene.clock).feed.read()
 
 
 async def test_name_of_the_registry_is_not_that_of_a_server(scene: Scene) -> None:
