@@ -116,6 +116,10 @@ class Dispatcher:
             self._alarm.cancel()
             self._alarm = None
         await end_runs(self._runs.keys(), grace)
+        for run, entry in self._runs.items():
+            # It does not heed its cancellation, and must not take a place after another start.
+            self._placed.discard(run)
+            self._left_behind(entry)
         self._limits.close()
         self.evaluator.close()
         self._notify()
@@ -141,7 +145,8 @@ class Dispatcher:
             self._loop.call_soon_threadsafe(self._arm)
 
     def _arm(self) -> None:
-        if not self._started or len(self._placed) >= self._options.workers:
+        if not self._started or len(self._placed) >= self._options.workers or not self._allowed():
+            # Whoever allows it again calls `resume`.
             return
         with self.lock:
             deadline = self._lanes.next_deadline()
