@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
-from hsm.engine.clock import to_nanos
+from hsm.engine.clock import nanos_of, to_nanos
 from hsm.goalstate.entity import AnyEntity
 
-__all__ = ["Entry", "due_at"]
+__all__ = ["Entry", "due_after", "due_at"]
+
+# In the year 2262: an int64 of nanoseconds holds no later time. Whoever says `datetime.max` means never.
+_LATEST: Final = 2**63 - 1
 
 
 class Entry:
@@ -61,4 +65,9 @@ def due_at(deadline: datetime) -> int:
     """
     if deadline.tzinfo is None:
         raise TypeError(f"the deadline {deadline.isoformat()} has no time zone")
-    return to_nanos(deadline)
+    return min(to_nanos(deadline), _LATEST)
+
+
+def due_after(now: int, pause: timedelta) -> int:
+    """The end of a pause that begins now, as the queue holds it."""
+    return min(now + nanos_of(pause), _LATEST)

@@ -14,7 +14,7 @@ from hsm.goalstate._logs import logger
 from hsm.goalstate.errors import EntityNotFoundError
 from hsm.goalstate.options import Growth, Options
 
-__all__ = ["Pauses", "Verdict"]
+__all__ = ["Pauses", "Verdict", "error_text"]
 
 # A century: an int64 of nanoseconds holds the sum with any present time.
 _LONGEST: Final = timedelta(days=36_525)
@@ -94,3 +94,11 @@ class Pauses:
                 metrics.missing(name)
         elif verdict is Verdict.DEAD:
             logger.warning("entity %s is given up: %r", entry.id, error, exc_info=error)
+
+
+def error_text(error: BaseException) -> str:
+    """Type and text of an error, also if it cannot say what it is."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - the entity must not be lost for a broken `__str__`
+        return type(error).__name__

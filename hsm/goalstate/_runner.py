@@ -12,10 +12,10 @@ from hsm.engine._processes import Presence
 from hsm.engine.clock import from_nanos, nanos_of, sleep_for
 from hsm.goalstate import _life
 from hsm.goalstate._dispatcher import Dispatcher
-from hsm.goalstate._entry import Entry
+from hsm.goalstate._entry import Entry, due_after
 from hsm.goalstate._evaluation import Evaluation
 from hsm.goalstate._logs import logger
-from hsm.goalstate._pauses import Pauses, Verdict
+from hsm.goalstate._pauses import Pauses, Verdict, error_text
 from hsm.goalstate._reader import Reader
 from hsm.goalstate._rows import EntityKey, GoalRows, uninterrupted
 from hsm.goalstate.entity import Run
@@ -285,7 +285,7 @@ class Runner:
             verdict, pause = self._pauses.judge(entry, evaluation.error)
             wanted = run.wanted_again
             dues = [now + pause] if verdict is Verdict.RETRY else []
-            dues += [] if wanted is None else [now + nanos_of(wanted)]
+            dues += [] if wanted is None else [due_after(now, wanted)]
             due = min(dues, default=None)
         change = partial(
             _life.settled,
@@ -347,6 +347,6 @@ class Runner:
 
 
 def _text(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_TEXT]
+    text = error_text(error)[:_MAX_ERROR_TEXT]
     # A file name that is no UTF-8 comes with surrogates, which protobuf refuses.
     return text.encode(errors="backslashreplace").decode()

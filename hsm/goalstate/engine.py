@@ -13,9 +13,9 @@ import attrs
 
 from hsm.engine.clock import from_nanos, nanos_of
 from hsm.goalstate._dispatcher import Dispatcher
-from hsm.goalstate._entry import Entry, due_at
+from hsm.goalstate._entry import Entry, due_after, due_at
 from hsm.goalstate._evaluation import Evaluation
-from hsm.goalstate._pauses import Pauses, Verdict
+from hsm.goalstate._pauses import Pauses, Verdict, error_text
 from hsm.goalstate.entity import AnyEntity, Run
 from hsm.goalstate.options import Options, Priority
 
@@ -275,7 +275,7 @@ class Engine:
             verdict, pause = self._pauses.judge(entry, evaluation.error)
             wanted = run.wanted_again
             if wanted is not None:
-                pause_asked = now + nanos_of(wanted)
+                pause_asked = due_after(now, wanted)
                 asked = pause_asked if asked is None else min(asked, pause_asked)
             if verdict is Verdict.GONE:
                 if asked is None:
@@ -294,5 +294,5 @@ class Engine:
         self._pauses.tell(entry, verdict, evaluation.error)
 
     def _bury(self, entry: Entry, error: Exception | None, now: int) -> None:
-        text = f"{type(error).__name__}: {error}"
+        text = "" if error is None else error_text(error)
         self._dead[entry.id] = DeadEntity(entry.id, text, entry.failures, from_nanos(now))

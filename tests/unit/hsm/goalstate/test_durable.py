@@ -6,7 +6,7 @@ import asyncio
 import enum
 import threading
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -518,6 +518,29 @@ async def test_process_that_only_enqueues_is_heard_by_the_one_that_runs(world: W
             await writer.enqueue(world.kind, "a")
             await asyncio.wait_for(world.begun.wait(), 30)
     assert world.log == ["a"]
+
+
+async def test_latest_time_and_speechless_errors_can_be_written_down(world: World, tmp_path: Path) -> None:
+    class SpeechlessError(OSError):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    world.error, world.fail, world.wishes = SpeechlessError(), {"a"}, {"b": timedelta.max}
+    async with new_database("memory", tmp_path) as database, engine_of(world, database.store) as engine:
+        for name in ("a", "b"):
+            await engine.enqueue(world.kind, name)
+        await engine.enqueue(world.kind, "c", datetime.max.replace(tzinfo=UTC))
+        await engine.drain()
+        found = {info.id: info async for info in engine.list()}
+        assert (found["a"].failures, found["a"].last_error, found["a"].running) == (
+            1,
+            "SpeechlessError",
+            False,
+        )
+        for name in ("b", "c"):
+            deadline = found[name].deadline
+            assert deadline is not None
+            assert deadline.year == 2262
 
 
 async def test_engine_that_was_not_started_says_so(world: World, tmp_path: Path) -> None:

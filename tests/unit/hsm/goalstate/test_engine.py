@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import threading
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import attrs
@@ -24,6 +25,8 @@ from hsm.goalstate import (
     Run,
     Standing,
 )
+from hsm.goalstate._dispatcher import Dispatcher
+from hsm.goalstate._entry import Entry
 from hsm.testing import FakeClock
 from tests.support.goals import SECOND, Blocked, Light, failing, noting, steady, timed
 
@@ -505,6 +508,77 @@ async def test_action_that_does_not_heed_its_cancellation_loses_its_place(clock:
         letting_go.set()
         await engine.drain()
         assert not engine.is_running(light.id)
+
+
+async def test_run_that_outlasts_a_stop_takes_no_place_after_the_next_start(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsm.engine._stopping.PATIENCE_SECONDS", 0.01)
+    letting_go = asyncio.Event()
+
+    async def stubborn(light: Light, run: Run) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await letting_go.wait()
+        await letting_go.wait()
+
+    light, good = Light(todo=[Action("stubborn", stubborn)]), Light("good")
+    engine = Engine(steady(clock, workers=1))
+    await engine.start()
+    engine.enqueue(light)
+    await clock.skip(SECOND)
+    await engine.stop(drain=False)
+    assert engine.is_running(light.id)
+    assert engine.in_flight == 0
+    async with engine:
+        engine.enqueue(good)
+        await clock.skip(SECOND)
+        assert good.log == ["switch"]
+        letting_go.set()
+        await engine.drain()
+
+
+async def test_nothing_is_tried_over_and_over_while_it_is_not_allowed(clock: FakeClock) -> None:
+    allowed, asked, ran = False, 0, list[str]()
+
+    def allow() -> bool:
+        nonlocal asked
+        asked += 1
+        return allowed
+
+    async def perform(entry: Entry) -> None:
+        ran.append(entry.id)
+
+    dispatcher = Dispatcher(steady(clock), perform, allowed=allow)
+    dispatcher.start()
+    dispatcher.schedule(Entry("due"), clock.time_ns())
+    await clock.skip(SECOND)
+    assert asked < 5
+    allowed = True
+    dispatcher.resume()
+    await dispatcher.drain()
+    assert ran == ["due"]
+    await dispatcher.stop(SECOND)
+
+
+async def test_entity_whose_error_cannot_say_what_it_is_is_given_up_all_the_same(clock: FakeClock) -> None:
+    class SpeechlessError(TerminalError):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    async with Engine(steady(clock)) as engine:
+        engine.enqueue(Light(todo=[failing("try", 1, SpeechlessError)]))
+        await engine.drain()
+        (dead,) = engine.dead()
+        assert dead.error == "SpeechlessError"
+
+
+async def test_deadline_may_be_the_last_there_is(clock: FakeClock) -> None:
+    async with Engine(steady(clock)) as engine:
+        engine.enqueue(Light(), datetime.max.replace(tzinfo=UTC))
+        await clock.skip(timedelta(days=1))
+        deadline = engine.deadline("light")
+        assert deadline is not None
+        assert deadline.year == 2262
 
 
 async def test_plain_function_runs_in_a_thread_and_may_block(clock: FakeClock) -> None:
