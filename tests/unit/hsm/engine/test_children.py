@@ -474,6 +474,42 @@ async def test_child_is_kept_until_its_parent_has_heard(
     assert await database.keys("e/tests/boss%2F", "x/") == []
 
 
+async def test_children_and_their_ends_are_part_of_the_history(
+    registry: Registry, database: Database
+) -> None:
+    async with TestEngine(registry, database.store) as engine:
+        await engine.start(BOSS, Boss(), on_start=hire("a", "b"), history=True)
+        await engine.drain()
+        await close(engine, "terminate")
+        await engine.drain()
+        entries = [entry async for entry in engine.history(BOSS)]
+        trees = [await engine.tree_at(BOSS, entry.version.transition_count) for entry in entries]
+        states = [[node.data(ChildExecution).state for node in Children(tree).nodes()] for tree in trees]
+    assert states[0] == 2 * [ChildState.SCHEDULED]
+    assert states[-1] == 2 * [ChildState.CLOSED]
+    assert sorted(trees[-1].data(Boss).heard) == ["a COMPLETED DONE", "b COMPLETED DONE"]
+    tasks = [task for entry in entries for task in entry.tasks]
+    # Two starts, and one end of all children that are left.
+    assert len(tasks) == len(set(tasks)) == 3
+
+
+async def test_dead_end_of_children_is_replayed_after_a_termination(
+    registry: Registry, database: Database
+) -> None:
+    async with TestEngine(registry, database.store) as engine:
+        await engine.start(BOSS, Boss(), on_start=hire("rock", data=Rock(), policy=CANCEL))
+        await engine.drain()
+        await engine.terminate(BOSS)
+        await engine.run_until_idle()
+        (letter,) = [letter async for letter in engine.dead_letters()]
+        await engine.update(Ref((await engine.children(BOSS))[0].child.execution), end())
+        await engine.replay(letter)
+        await engine.run_until_idle()
+        assert await dead(engine) == []
+        await engine.delete(BOSS)
+    assert await database.queued() == []
+
+
 async def test_refresh_starts_no_second_child(registry: Registry, database: Database) -> None:
     async with TestEngine(registry, database.store) as engine:
         await engine.start(BOSS, Boss())

@@ -12,7 +12,7 @@ import pytest
 from hsm import ExecutionNotFoundError, Node, Ref, StaleReferenceError
 from hsm.engine import Engine
 from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
-from persistence.store import BulkGetResponse, Change, Feature, GetRequest
+from persistence.store import BulkGetResponse, Change, ChangeKind, Feature, GetRequest
 from tests.support.databases import Database
 from tests.support.jobs import Step, World, add_child, log, note, small, started, step
 
@@ -28,6 +28,7 @@ class CountingStore(FaultyStore):
     rows = 0
     reading = 0
     broken = False
+    forgetful = False
 
     def watch(self, partition: str, prefix: str) -> AsyncIterator[Change]:
         changes = super().watch(partition, prefix)
@@ -41,7 +42,7 @@ class CountingStore(FaultyStore):
             async for change in changes:
                 if self.broken:
                     raise ConnectionError("the watch is broken")
-                yield change
+                yield Change(ChangeKind.RESYNC) if self.forgetful else change
         finally:
             self.ended += 1
 
@@ -266,6 +267,26 @@ async def test_watch_that_breaks_is_begun_again(world: World, database: Database
         clock.advance(SECOND)
         await task
         assert store.watches == 2
+
+
+async def test_watch_that_may_have_missed_something_wakes_everybody(
+    world: World, database: Database, clock: FakeClock
+) -> None:
+    store = CountingStore(database.store)
+    if Feature.WATCH not in store.features:
+        pytest.skip("the store cannot be watched")
+    store.forgetful = True
+    async with (
+        TestEngine(world.registry, store, small(shard_count=1), clock=clock, run_tasks=False) as engine,
+        TestEngine(world.registry, await database.open(), small(), clock=clock, run_tasks=False) as other,
+    ):
+        refs = [await started(engine, name) for name in ("one", "two")]
+        tasks = [waiting(engine, ref, "a") for ref in refs]
+        await begun(engine, 2)
+        for ref in refs:
+            await other.update(ref, note("a"))
+        await asyncio.gather(*tasks)
+        assert store.watches == 1
 
 
 async def test_waiter_is_told_that_what_it_waits_for_is_gone(
