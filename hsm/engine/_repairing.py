@@ -108,13 +108,13 @@ class Repairs:
         timers: only if all of them are in memory, it is known what is not there.
         """
         key = execution.key
-        if key in self._examined or not self._shards.loader.has_all_timers(execution.partition):
+        if execution.held or key in self._examined:
+            return
+        if not self._shards.loader.has_all_timers(execution.partition):
             return
         self._examined[key] = None
         if len(self._examined) > _REMEMBERED:
             self._examined.popitem(last=False)
-        if execution.held:
-            return
         in_memory = self._dispatcher.tasks
         tasks = [
             task

@@ -376,6 +376,25 @@ async def test_lost_rows_are_found_when_their_execution_is_read(
     await database.check()
 
 
+async def test_rows_that_were_lost_during_a_pause_are_found_when_it_is_over(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store, small(), run_tasks=False) as engine:
+        ref = await started(engine, "job", Lasting("call"))
+        other = await started(engine, "other")
+        await engine.pause(ref.execution)
+        await lose(database, "o/")
+    async with TestEngine(world.registry, database.store, small(cached_executions=1)) as engine:
+        await engine.drain()
+        await engine.read(ref, log)
+        await engine.resume(ref.execution)
+        await engine.read(other, log)
+        await engine.read(ref, log)
+        await engine.drain()
+        assert await engine.read(ref, log) == ["call"]
+    assert await database.queued() == []
+
+
 async def test_reading_an_execution_looks_for_rows_once_and_only_where_they_may_be_lost(
     world: World, database: Database, clock: FakeClock
 ) -> None:
