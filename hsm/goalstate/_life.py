@@ -71,7 +71,8 @@ def deleted(row: GoalRow, now: int) -> GoalRow | None:
 def claimed(row: GoalRow, now: int, until: int, member: MemberRow) -> GoalRow | None:
     """Somebody begins to run it; the same row, if it cannot be run now; None, if it is to be forgotten."""
     if row.HasField("claim"):
-        if is_running(row.claim, now):
+        # Who asks does not run it: a claim of its own is one whose answer was lost.
+        if is_running(row.claim, now) and row.claim.member != member:
             return row
         if row.deleted:
             return None

@@ -40,6 +40,10 @@ class Holder(Protocol):
         """Whether entities of a kind can be run here."""
         ...
 
+    def is_own(self, claim: GoalClaim) -> bool:
+        """Whether this process has made a claim."""
+        ...
+
     def offer(self, key: EntityKey, index: str, due: int, *, recovered: bool = False) -> bool:
         """Take an entity that is due soon; whether it was not there."""
         ...
@@ -213,13 +217,14 @@ class Reader:
         return found
 
     async def _running(self, partition: str) -> bool:
-        """Runs whose process has ended, or whose claim has: their entities are due."""
+        """Claims that have ended, or nobody works under: their entities are due."""
         found, now = False, self._options.clock.time_ns()
         async for item in self._rows.scan(partition, "r/", "r" + AFTER_SLASH):
             key = EntityKey(*parse_entity_key(item.key))
             if key in self._holder or not self._holder.knows(key.kind) or partition not in self._taken:
                 continue
-            if not is_running(decode_row(GoalClaim, item.key, item.value), now):
+            claim = decode_row(GoalClaim, item.key, item.value)
+            if not is_running(claim, now) or self._holder.is_own(claim):
                 found |= self._holder.offer(key, item.key, now, recovered=True)
         return found
 

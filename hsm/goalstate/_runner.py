@@ -23,7 +23,7 @@ from hsm.goalstate.errors import ClaimLostError
 from hsm.goalstate.kinds import EntityKind
 from hsm.goalstate.options import DurableOptions
 from persistence.errors import PersistenceError
-from persistence.proto.goal_pb2 import GoalRow
+from persistence.proto.goal_pb2 import GoalClaim, GoalRow
 from persistence.store import EngineStore
 
 __all__ = ["Runner"]
@@ -144,6 +144,10 @@ class Runner:
             self._unknown.add(kind)
             logger.warning("entities of the kind %r are left alone: it is not known here", kind)
         return False
+
+    def is_own(self, claim: GoalClaim) -> bool:
+        """Whether this process has made a claim."""
+        return claim.member == self._member
 
     def offer(self, key: EntityKey, index: str, due: int, *, recovered: bool = False) -> bool:
         """Take an entity into memory that is due soon; whether it was not there."""

@@ -24,8 +24,8 @@ from hsm.goalstate import (
     Run,
     Standing,
 )
-from hsm.testing import FakeClock, FaultyStore
-from persistence.errors import PersistenceError
+from hsm.testing import Call, FakeClock, FaultyStore
+from persistence.errors import PersistenceError, StoreUnavailableError
 from persistence.goals import goal_partition
 from persistence.store import EngineStore
 from tests.support.databases import Database, new_database
@@ -541,6 +541,29 @@ async def test_latest_time_and_speechless_errors_can_be_written_down(world: Worl
             deadline = found[name].deadline
             assert deadline is not None
             assert deadline.year == 2262
+
+
+async def test_entity_whose_claim_was_made_but_for_the_answer_need_not_wait_for_its_end(
+    world: World, tmp_path: Path
+) -> None:
+    lost = 0
+
+    async def lose(call: Call) -> None:
+        nonlocal lost
+        if not lost and "r/light/a" in repr(call.request) and call.method == "multi":
+            lost += 1
+            raise StoreUnavailableError("the line has gone")
+
+    async with new_database("memory", tmp_path) as database:
+        store = FaultyStore(database.store)
+        store.after = lose
+        async with engine_of(world, store, poll_interval=10 * SECOND) as engine:
+            await engine.enqueue(world.kind, "a")
+            await world.clock.skip(30 * SECOND)
+            assert lost == 1
+            assert (world.log, world.fences) == (["a"], [2])
+            await engine.drain()
+            assert await keys(database.store) == ["g/light/a"]
 
 
 async def test_engine_that_was_not_started_says_so(world: World, tmp_path: Path) -> None:
