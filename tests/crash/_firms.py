@@ -168,6 +168,8 @@ async def check_firms(engine: Engine, acknowledged: Counter[str]) -> int:
             await engine.delete(info.key)
         else:
             acknowledged[name] = told
+    lost = {name for name in acknowledged if "." in name} - {info.key.id for info in firms}
+    assert not lost, f"firms are lost: {sorted(lost)}"
     assert not clerks, f"nobody has hired {sorted(clerks)}"
     return calls
 

@@ -6,10 +6,12 @@
 
 All processes update the same executions, one generation of them after the other. An update has a mark of its own,
 writes it into the root and into a child in one commit, asks for a task and a timer that note it once more, and is
-acknowledged on the standard output. A fault is a SIGKILL and a new process, or a SIGSTOP for longer than a lease.
+acknowledged on the standard output. One client of each process calls firms (see `_firms`), all of them the same
+ones with the same requests, which start child executions. A fault is a SIGKILL and a new process, or a SIGSTOP for longer than a lease.
 In the end the database is compared with what was acknowledged: every mark is there once, in the root and in the
 child in the same order, and its two tasks have noted it once; every execution that was begun has come to its
-end; and no task is without its machine, no machine without its task.
+end; no task is without its machine, no machine without its task; each call was carried out once and answered
+alike everywhere, and has started one child, of whose end its firm has heard once.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from hsm import Node, Ref  # noqa: E402
 from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
 from hsm.errors import RetryLaterError  # noqa: E402
 from persistence.store import EngineStore, Operation, SetRequest  # noqa: E402
+from tests.crash._firms import check_firms, keep_hiring, register_firms  # noqa: E402
 from tests.crash._kinds import ALL_KINDS, add_kinds, database_of, table  # noqa: E402
 from tests.support.databases import Database  # noqa: E402
 from tests.support.jobs import (  # noqa: E402
@@ -101,6 +104,7 @@ class Careless:
 async def work(url: str, first: int, *, careless: bool) -> None:
     world = World()
     world.on(Lasting, noted)
+    register_firms(world.registry)
     async with persistence.connect(url) as opened:
         store = persistence.require(opened, EngineStore)
         if careless:
@@ -108,6 +112,8 @@ async def work(url: str, first: int, *, careless: bool) -> None:
         async with Engine(world.registry, store, options()) as engine, asyncio.TaskGroup() as group:
             for client in range(CLIENTS):
                 group.create_task(keep_updating(engine, client, first))
+            if not careless:
+                group.create_task(keep_calling(engine))
 
 
 async def keep_updating(engine: Engine, client: int, generation: int) -> None:
@@ -123,6 +129,14 @@ async def keep_updating(engine: Engine, client: int, generation: int) -> None:
             continue
         print(f"end {generation}", flush=True)
         generation += 1
+
+
+async def keep_calling(engine: Engine) -> None:
+    while True:
+        try:
+            await keep_hiring(engine, "firm", lambda line: print(f"hired {line}", flush=True))
+        except RetryLaterError:
+            await asyncio.sleep(0.05)
 
 
 def build(root: Node) -> None:
@@ -174,7 +188,7 @@ class Process:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             words = line.split()
-            if line.endswith("\n") and words[0] == "did":
+            if line.endswith("\n") and words[0] in {"did", "hired"}:
                 self.marks.append((words[1], words[2]))
             elif line.endswith("\n"):
                 self.generation = max(self.generation, int(words[1]))
@@ -250,10 +264,15 @@ def wait_for_work(crew: Sequence[Process], done: int) -> None:
 async def audit(url: str, acknowledged: Sequence[tuple[str, str]]) -> tuple[Counter[str], list[str]]:
     """Let everything come to its end, then compare; what was counted, and what is wrong."""
     by_execution: dict[str, set[str]] = {}
+    hired: Counter[str] = Counter()
     for id_, mark in acknowledged:
-        by_execution.setdefault(id_, set()).add(mark)
+        if mark.isdigit():
+            hired[id_] = max(hired[id_], int(mark))
+        else:
+            by_execution.setdefault(id_, set()).add(mark)
     world = World()
-    counts: Counter[str] = Counter(acknowledged=len(acknowledged))
+    register_firms(world.registry)
+    counts: Counter[str] = Counter(acknowledged=sum(map(len, by_execution.values())))
     problems: list[str] = []
     async with Database(url) as database:
         # Before anything changes it: it is read in pieces.
@@ -278,6 +297,11 @@ async def audit(url: str, acknowledged: Sequence[tuple[str, str]]) -> tuple[Coun
             if found.total() > found["updates"]:
                 problems.append(f"{info.key.id}: {dict(found)}")
             counts["executions"] += 1
+        try:
+            counts["calls"] = await check_firms(engine, hired)
+        except AssertionError as error:
+            counts["family"] += 1
+            problems.append(str(error))
         dead = [dead.error async for dead in engine.dead_letters()]
         counts["left"] += len(dead)
         problems += dead
@@ -318,14 +342,16 @@ COLUMNS: Final = (
     "executions",
     "updates",
     "acknowledged",
+    "calls",
     "lost",
     "twice",
     "half",
     "stale",
     "left",
     "orphans",
+    "family",
 )
-WRONG: Final = COLUMNS[3:]
+WRONG: Final = COLUMNS[4:]
 
 
 def run(kind: str, arguments: argparse.Namespace, faults: int) -> tuple[Counter[str], list[str]]:
