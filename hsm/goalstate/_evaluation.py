@@ -196,13 +196,13 @@ class Evaluator:
                 self._options.workers + _SPARE_THREADS, thread_name_prefix=self._options.name
             )
         context = contextvars.copy_context()
-        call = asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: context.run(action.execute, entity, run)
-        )
+        submitted = self._threads.submit(context.run, action.execute, entity, run)
+        call = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            if not call.done():
+            # One that has not begun, for want of threads, must not begin when nobody waits for it.
+            if not call.done() and not submitted.cancel():
                 evaluation.leftover = call
             raise
 

@@ -240,7 +240,8 @@ class Engine:
                 return
             if replace:
                 self._dispatcher.unschedule(entry)
-            entry.low = low
+            # What waits because something has happened does not lose its priority by being recovered, too.
+            entry.low = low and (entry.low or self._dispatcher.deadline(entry) is None)
             self._dispatcher.schedule(entry, due)
 
     async def _perform(self, entry: Entry) -> None:

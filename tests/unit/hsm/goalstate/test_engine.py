@@ -764,6 +764,52 @@ async def test_enqueueing_lifts_a_recovered_entity_out_of_the_low_priority(clock
     assert order == ["c", "d", "a", "b"]
 
 
+async def test_entity_that_is_recovered_though_it_waits_keeps_its_priority(clock: FakeClock) -> None:
+    order: list[str] = []
+
+    async def note(light: Light, run: Run) -> None:
+        order.append(light.id)
+        if light.id == "new" and order.count("new") == 1:
+            raise OSError("no power")
+
+    engine = Engine(steady(clock, workers=1))
+    new = Light("new", todo=[Action("note", note)])
+    engine.enqueue(new)
+    engine.enqueue(new, priority=Priority.LOW)
+    async with engine:
+        await engine.drain()
+    # Both are due before anything runs again.
+    engine.enqueue(Light("old", todo=[Action("note", note)]), clock.now() + SECOND, priority=Priority.LOW)
+    clock.advance(20 * SECOND)
+    async with engine:
+        await engine.drain()
+    assert order == ["new", "new", "old"]
+
+
+async def test_call_that_found_no_thread_in_time_is_not_made_later(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsm.goalstate._evaluation._SPARE_THREADS", 0)
+    begun, letting_go, calls = threading.Event(), threading.Event(), list[str]()
+
+    def hang(light: Light, run: Run) -> None:
+        calls.append(light.id)
+        begun.set()
+        letting_go.wait(60)
+
+    async with Engine(steady(clock, workers=1, maximum_attempts=1)) as engine:
+        engine.enqueue(Light("first", todo=[Action("hang", hang, SECOND)]))
+        assert await asyncio.to_thread(begun.wait, 60)
+        await clock.skip(SECOND)
+        engine.enqueue(Light("second", todo=[Action("hang", hang, SECOND)]))
+        await clock.skip(2 * SECOND)
+        assert not engine.is_running("second")
+        letting_go.set()
+        await engine.drain()
+        assert {dead.id for dead in engine.dead()} == {"first", "second"}
+    assert calls == ["first"]
+
+
 async def test_recovered_entities_are_spread(clock: FakeClock) -> None:
     engine = Engine(steady(clock, random=random.Random(1)))
     engine.recover([Light(str(number)) for number in range(100)], spread=100 * SECOND)
