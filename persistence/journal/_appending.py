@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError
 from persistence.journal._coding import Coding
+from persistence.journal._gathering import Gatherer
 from persistence.journal._header import with_header
 from persistence.journal._heads import Head, Heads
-from persistence.journal._rows import event_key, history_key, pending_key
+from persistence.journal._plans import Plan, head_request, pending_request
+from persistence.journal._rows import event_key
 from persistence.journal.errors import (
     EventCommitUnknownError,
     EventMismatchError,
@@ -32,27 +34,12 @@ from persistence.proto.journal_pb2 import (
     HistoryHead,
     HistoryMark,
 )
-from persistence.store import (
-    Concurrency,
-    EngineStore,
-    GetRequest,
-    Operation,
-    SetOptions,
-    SetRequest,
-)
+from persistence.store import EngineStore, GetRequest, Operation, SetRequest
 
 __all__ = ["Appender"]
 
-_MUST_BE_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
 _TRIES_OF_UNKNOWN_OUTCOME: Final = 3
-
-
-class _Plan(NamedTuple):
-    """What a commit writes."""
-
-    events: tuple[Event, ...]
-    operations: list[Operation]
-    row: HistoryHead
+_KEY_BYTES: Final = 67
 
 
 class Appender:
@@ -78,6 +65,9 @@ class Appender:
         self._observer = observer
         self._now = now
         self._hash_chain = hash_chain
+        self._gatherer = Gatherer(store, partition, heads=heads, ids=ids)
+        # Besides the key and the value of a row.
+        self._overhead = len(partition.encode()) + _KEY_BYTES
 
     async def append(
         self, history: UUID, events: Sequence[NewEvent], expected: Expectation, type_: str
@@ -106,13 +96,13 @@ class Appender:
                     raise VersionConflictError(history, found.version, head.version) from error
                 head, fresh = found, True
 
-    async def _commit(self, history: UUID, plan: _Plan) -> Committed:
+    async def _commit(self, history: UUID, plan: Plan) -> Committed:
         tries = 0
         while True:
             try:
-                etag = await self._store.multi(plan.operations)
+                await (self._gatherer.write_alone(plan) if tries else self._gatherer.write(plan))
             except CommitOutcomeUnknownError as error:
-                # The same rows under the same condition: if the first attempt comes through, now or later,
+                # The same events under the same condition: if the first attempt comes through, now or later,
                 # the second one cannot.
                 tries += 1
                 if tries == _TRIES_OF_UNKNOWN_OUTCOME:
@@ -123,27 +113,27 @@ class Appender:
                     return found
                 raise
             else:
-                self._heads.keep(history, Head(plan.row, etag))
                 return Committed(plan.events[-1].id, plan.events)
 
-    async def _own(self, history: UUID, plan: _Plan) -> Committed | None:
+    async def _own(self, history: UUID, plan: Plan) -> Committed | None:
         """The commit, if it turns out to have come through after all."""
         last = plan.events[-1]
         found = await self._store.get(GetRequest(key=event_key(history, last.id), partition=self._partition))
         return None if found.data is None else Committed(last.id, plan.events)
 
-    def _plan(self, history: UUID, events: Sequence[NewEvent], head: Head, type_: str) -> _Plan:
+    def _plan(self, history: UUID, events: Sequence[NewEvent], head: Head, type_: str) -> Plan:
         row = HistoryHead()
         if head.row is not None:
             row.CopyFrom(head.row)
         if not head.active:
             _begin_life(row, head, type_, self._now())
         parent = head.version
-        after = head.latest
+        latest = after = head.latest
         serial, hash_ = row.serial, row.hash
         hashed = self._hash_chain or bool(hash_)
         made: list[Event] = []
-        operations: list[Operation] = [SetRequest(key="", value=b"")]
+        rows: list[Operation] = []
+        size = 0
         for event in events:
             id_ = event.id or self._ids.new(after)
             serial += 1
@@ -154,30 +144,18 @@ class Appender:
             value = EventRow(
                 serial=serial, parent=parent, data=stored, codec=codec, hash=hash_
             ).SerializeToString()
-            operations.append(SetRequest(key=event_key(history, id_), value=value, partition=self._partition))
+            rows.append(SetRequest(key=event_key(history, id_), value=value, partition=self._partition))
+            size += len(value) + self._overhead
             made.append(Event(history, id_, parent, serial, data, hash_))
             parent = id_
             after = max(after, id_)
         # Greater than that of the commit before, which orders the commits of a history in the feed. An id
         # that somebody else has made may come from any time, and would put the commit there.
-        stamp = parent if events[0].id is None else self._ids.new(head.latest)
+        stamp = parent if events[0].id is None else self._ids.new(latest)
         row.head = parent
         row.serial = serial
         row.hash = hash_
-        row.stamp = stamp
-        entry = FeedEntry(history=history.bytes, event_ids=[event.id for event in made], life=row.life)
-        operations[0] = self._head_request(history, head, row)
-        operations.append(self._pending_request(stamp, entry))
-        return _Plan(tuple(made), operations, row)
-
-    def _head_request(self, history: UUID, head: Head, row: HistoryHead) -> SetRequest:
-        key, value = history_key(history), row.SerializeToString()
-        if head.etag is None:
-            return SetRequest(key=key, value=value, partition=self._partition, options=_MUST_BE_ABSENT)
-        return SetRequest(key=key, value=value, partition=self._partition, etag=head.etag)
-
-    def _pending_request(self, stamp: EventId, entry: FeedEntry) -> SetRequest:
-        return SetRequest(key=pending_key(stamp), value=entry.SerializeToString(), partition=self._partition)
+        return Plan(self._partition, history, head, latest, row, tuple(made), rows, stamp, size)
 
     async def _repeated(
         self,
@@ -228,7 +206,10 @@ class Appender:
             entry = FeedEntry(history=history.bytes, deleted=True, life=row.life)
             try:
                 await self._store.multi(
-                    [self._head_request(history, head, row), self._pending_request(stamp, entry)]
+                    [
+                        head_request(self._partition, history, head, row),
+                        pending_request(self._partition, stamp, entry),
+                    ]
                 )
             except ETagMismatchError as error:
                 found = await self._heads.read(history)
@@ -249,7 +230,9 @@ def _given_ids(events: Sequence[NewEvent]) -> list[EventId]:
         InvalidEventError: some are given, and some not; or they do not grow.
     """
     ids = [event.id for event in events if event.id is not None]
-    if ids and len(ids) < len(events):
+    if not ids:
+        return ids
+    if len(ids) < len(events):
         raise InvalidEventError(f"{len(ids)} of {len(events)} events have an id; either all of them or none")
     for previous, id_ in zip([EPOCH, *ids], ids, strict=False):
         if id_ <= previous:

@@ -9,9 +9,10 @@ from uuid import UUID
 
 from google.protobuf.message import DecodeError
 
+from persistence.journal._header import trusted
 from persistence.journal._rows import history_key
 from persistence.journal.errors import CorruptHistoryError
-from persistence.journal.ids import EPOCH, EventId
+from persistence.journal.ids import EPOCH, EventId, EventIdSource
 from persistence.proto.journal_pb2 import (
     HISTORY_PHASE_ACTIVE,
     HISTORY_PHASE_UNSPECIFIED,
@@ -42,7 +43,7 @@ class Head:
         self.row: HistoryHead | None = row
         self.etag: str | None = etag
         self.active: bool = row is not None and row.phase in _ACTIVE
-        self.last: EventId = EPOCH if row is None else EventId(row.head)
+        self.last: EventId = EPOCH if row is None else _id(row.head)
         self.version: EventId = self.last if self.active else EPOCH
 
     @property
@@ -63,7 +64,14 @@ class Head:
     @property
     def latest(self) -> EventId:
         """The latest of the last event and the stamp of the last commit: what comes next is later."""
-        return EPOCH if self.row is None else max(self.last, EventId(self.row.stamp or EPOCH))
+        if self.row is None:
+            return EPOCH
+        stamp = self.row.stamp
+        return self.last if stamp <= self.last else _id(stamp)
+
+
+def _id(value: bytes) -> EventId:
+    return trusted(value) if len(value) == len(EPOCH) else EventId(value)
 
 
 def mark_id(mark: HistoryMark) -> EventId:
@@ -90,11 +98,13 @@ class Heads:
     written.
     """
 
-    def __init__(self, store: EngineStore, partition: str, size: int) -> None:
+    def __init__(self, store: EngineStore, partition: str, ids: EventIdSource, size: int) -> None:
         self._store = store
         self._partition = partition
+        self._ids = ids
         self._size = size
-        self._kept: OrderedDict[UUID, Head] = OrderedDict()
+        # By number, which is hashed at once.
+        self._kept: OrderedDict[int, Head] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -104,7 +114,7 @@ class Heads:
         answer = await self._store.get(GetRequest(key=history_key(history), partition=self._partition))
         if answer.data is None:
             return Head()
-        return Head(parse_head(history, answer.data), answer.etag)
+        return self._seen(Head(parse_head(history, answer.data), answer.etag))
 
     async def read_all(self, histories: Collection[UUID]) -> dict[UUID, Head]:
         """The heads of several histories, as they are stored."""
@@ -116,23 +126,27 @@ class Heads:
             if answer.data is None:
                 heads[history] = Head()
             else:
-                heads[history] = Head(parse_head(history, answer.data), answer.etag)
+                heads[history] = self._seen(Head(parse_head(history, answer.data), answer.etag))
         return heads
+
+    def _seen(self, head: Head) -> Head:
+        # What is committed by whoever has seen this head has to stand behind it in the feed.
+        if head.row is not None:
+            self._ids.observe(head.row.stamp)
+        return head
 
     def kept(self, history: UUID) -> Head | None:
         """The head as it was when last committed here."""
-        head = self._kept.get(history)
-        if head is not None:
-            self._kept.move_to_end(history)
-        return head
+        return self._kept.get(history.int)
 
     def keep(self, history: UUID, head: Head) -> None:
         """Keep a head that was just committed."""
-        self._kept[history] = head
-        self._kept.move_to_end(history)
+        number = history.int
+        self._kept[number] = head
+        self._kept.move_to_end(number)
         if len(self._kept) > self._size:
             self._kept.popitem(last=False)
 
     def forget(self, history: UUID) -> None:
         """Keep it no longer: somebody else has changed it."""
-        self._kept.pop(history, None)
+        self._kept.pop(history.int, None)

@@ -5,7 +5,7 @@
 | `h/<history>` | a history: its head, epoch, tail and phase |
 | `e/<history>/<event>` | an event |
 | `s/<history>` | snapshot of what a history's events come to |
-| `o/<stamp>` | a commit that has no position in the feed yet |
+| `o/<stamp>` | commits of one transaction that have no position in the feed yet |
 | `g/<last position>` | a stretch of the feed |
 | `f` | how far the feed has come |
 

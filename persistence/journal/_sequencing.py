@@ -14,6 +14,7 @@ a snapshot, but two in a row that find the same are.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -77,9 +78,9 @@ class Sequencer:
         items = await self._pending()
         if not items:
             return False
-        entries = [_entry(item) for item in items]
-        taken = _prefix(entries, _MAX_EVENTS)
-        items, entries = items[:taken], entries[:taken]
+        commits = [_entries(item) for item in items]
+        taken = _prefix(commits, _MAX_EVENTS)
+        items, entries = items[:taken], list(itertools.chain(*commits[:taken]))
         head = parse_feed_head(answer.data)
         block = FeedBlock(first_position=head.position + 1, entries=entries, made_at_nanos=self._now())
         head.position += sum(map(positions_of, entries))
@@ -130,18 +131,22 @@ def positions_of(entry: FeedEntry) -> int:
     return 1 if entry.deleted else len(entry.event_ids)
 
 
-def _prefix(entries: Sequence[FeedEntry], most: int) -> int:
-    """How many of the entries have so many events together, and at least one."""
+def _prefix(commits: Sequence[Sequence[FeedEntry]], most: int) -> int:
+    """How many of the transactions have so many events together, and at least one."""
     total = 0
-    for index, entry in enumerate(entries):
-        total += positions_of(entry)
+    for index, entries in enumerate(commits):
+        total += sum(map(positions_of, entries))
         if total > most and index:
             return index
-    return len(entries)
+    return len(commits)
 
 
-def _entry(item: Item) -> FeedEntry:
+def _entries(item: Item) -> list[FeedEntry]:
+    """What a pending row adds to the feed: that of its commit, and of those that shared its transaction."""
     try:
-        return FeedEntry.FromString(item.value)
+        first = FeedEntry.FromString(item.value)
     except DecodeError as error:
         raise StoreCorruptError(f"the pending commit {item.key} is damaged: {error}") from error
+    entries = [first, *first.more]
+    first.ClearField("more")
+    return entries

@@ -109,7 +109,7 @@ class EventIdSource:
                 raise InvalidEventError(f"no id follows {after}")
         if made >> _RANDOM_BITS <= millisecond + _MAX_SKEW_MILLISECONDS:
             self._last = made
-        return EventId(made.to_bytes(_SIZE))
+        return bytes.__new__(EventId, made.to_bytes(_SIZE))
 
     def observe(self, seen: bytes) -> None:
         """Take note of an id that somebody else has made."""

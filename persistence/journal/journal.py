@@ -97,7 +97,7 @@ class Journal:
         self.options: JournalOptions = options
         self._random: random.Random = chance or random.Random()
         self._coding = Coding(options.codec, options.older_codecs)
-        self._heads = Heads(self.store, self.partition, options.kept_heads)
+        self._heads = Heads(self.store, self.partition, self.ids, options.kept_heads)
         self._appender = Appender(
             self.store,
             self.partition,
@@ -154,10 +154,7 @@ class Journal:
 
     async def head(self, history: UUID) -> EventId:
         """The version of a history; `EPOCH` if it is empty or was deleted."""
-        head = await self._heads.read(history)
-        if head.row is not None:
-            self.ids.observe(head.row.stamp)
-        return head.version
+        return (await self._heads.read(history)).version
 
     async def commit(
         self,

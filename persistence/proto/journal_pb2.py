@@ -24,29 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpersistence/proto/journal.proto\x12\x12hsm.persistence.v1\"S\n\x0bHistoryMark\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x14\n\x0cset_at_nanos\x18\x04 \x01(\x03\"\xe2\x02\n\x0bHistoryHead\x12\x0c\n\x04head\x18\x01 \x01(\x0c\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12/\n\x05phase\x18\x03 \x01(\x0e\x32 .hsm.persistence.v1.HistoryPhase\x12.\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x1f.hsm.persistence.v1.HistoryMark\x12-\n\x04tail\x18\x05 \x01(\x0b\x32\x1f.hsm.persistence.v1.HistoryMark\x12/\n\x06\x65pochs\x18\x06 \x03(\x0b\x32\x1f.hsm.persistence.v1.HistoryMark\x12\x18\n\x10\x64\x65leted_at_nanos\x18\x07 \x01(\x03\x12\x0c\n\x04type\x18\x08 \x01(\t\x12\x0c\n\x04hash\x18\t \x01(\x0c\x12\r\n\x05stamp\x18\n \x01(\x0c\x12\x0c\n\x04life\x18\x0b \x01(\x03\x12\x13\n\x0b\x62\x61se_serial\x18\x0c \x01(\x03\x12\x0c\n\x04\x62\x61se\x18\r \x01(\x0c\"U\n\x08\x45ventRow\x12\x0e\n\x06serial\x18\x01 \x01(\x03\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x0c\n\x04hash\x18\x05 \x01(\x0c\"u\n\x0bSnapshotRow\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x16\n\x0etaken_at_nanos\x18\x06 \x01(\x03\"N\n\tFeedEntry\x12\x0f\n\x07history\x18\x01 \x01(\x0c\x12\x11\n\tevent_ids\x18\x02 \x03(\x0c\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x08\x12\x0c\n\x04life\x18\x04 \x01(\x03\"j\n\tFeedBlock\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\x03\x12.\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1d.hsm.persistence.v1.FeedEntry\x12\x15\n\rmade_at_nanos\x18\x03 \x01(\x03\"0\n\x0b\x46\x65\x65\x64HeadRow\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x0f\n\x07trimmed\x18\x02 \x01(\x03\"4\n\rProjectionRow\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x11\n\tresetting\x18\x02 \x01(\x08*~\n\x0cHistoryPhase\x12\x1d\n\x19HISTORY_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14HISTORY_PHASE_ACTIVE\x10\x01\x12\x1a\n\x16HISTORY_PHASE_DELETING\x10\x02\x12\x19\n\x15HISTORY_PHASE_DELETED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpersistence/proto/journal.proto\x12\x12hsm.persistence.v1\"S\n\x0bHistoryMark\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x14\n\x0cset_at_nanos\x18\x04 \x01(\x03\"\xcd\x02\n\x0bHistoryHead\x12\x0c\n\x04head\x18\x01 \x01(\x0c\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12/\n\x05phase\x18\x03 \x01(\x0e\x32 .hsm.persistence.v1.HistoryPhase\x12.\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x1f.hsm.persistence.v1.HistoryMark\x12-\n\x04tail\x18\x05 \x01(\x0b\x32\x1f.hsm.persistence.v1.HistoryMark\x12/\n\x06\x65pochs\x18\x06 \x03(\x0b\x32\x1f.hsm.persistence.v1.HistoryMark\x12\x18\n\x10\x64\x65leted_at_nanos\x18\x07 \x01(\x03\x12\x0c\n\x04type\x18\x08 \x01(\t\x12\x0c\n\x04hash\x18\t \x01(\x0c\x12\r\n\x05stamp\x18\n \x01(\x0c\x12\x0c\n\x04life\x18\x0b \x01(\x03\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\x0c\"U\n\x08\x45ventRow\x12\x0e\n\x06serial\x18\x01 \x01(\x03\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x0c\n\x04hash\x18\x05 \x01(\x0c\"u\n\x0bSnapshotRow\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x16\n\x0etaken_at_nanos\x18\x06 \x01(\x03\"{\n\tFeedEntry\x12\x0f\n\x07history\x18\x01 \x01(\x0c\x12\x11\n\tevent_ids\x18\x02 \x03(\x0c\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x08\x12\x0c\n\x04life\x18\x04 \x01(\x03\x12+\n\x04more\x18\x05 \x03(\x0b\x32\x1d.hsm.persistence.v1.FeedEntry\"j\n\tFeedBlock\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\x03\x12.\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1d.hsm.persistence.v1.FeedEntry\x12\x15\n\rmade_at_nanos\x18\x03 \x01(\x03\"0\n\x0b\x46\x65\x65\x64HeadRow\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x0f\n\x07trimmed\x18\x02 \x01(\x03\"4\n\rProjectionRow\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x11\n\tresetting\x18\x02 \x01(\x08*~\n\x0cHistoryPhase\x12\x1d\n\x19HISTORY_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14HISTORY_PHASE_ACTIVE\x10\x01\x12\x1a\n\x16HISTORY_PHASE_DELETING\x10\x02\x12\x19\n\x15HISTORY_PHASE_DELETED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'persistence.proto.journal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HISTORYPHASE']._serialized_start=995
-  _globals['_HISTORYPHASE']._serialized_end=1121
+  _globals['_HISTORYPHASE']._serialized_start=1019
+  _globals['_HISTORYPHASE']._serialized_end=1145
   _globals['_HISTORYMARK']._serialized_start=55
   _globals['_HISTORYMARK']._serialized_end=138
   _globals['_HISTORYHEAD']._serialized_start=141
-  _globals['_HISTORYHEAD']._serialized_end=495
-  _globals['_EVENTROW']._serialized_start=497
-  _globals['_EVENTROW']._serialized_end=582
-  _globals['_SNAPSHOTROW']._serialized_start=584
-  _globals['_SNAPSHOTROW']._serialized_end=701
-  _globals['_FEEDENTRY']._serialized_start=703
-  _globals['_FEEDENTRY']._serialized_end=781
-  _globals['_FEEDBLOCK']._serialized_start=783
-  _globals['_FEEDBLOCK']._serialized_end=889
-  _globals['_FEEDHEADROW']._serialized_start=891
-  _globals['_FEEDHEADROW']._serialized_end=939
-  _globals['_PROJECTIONROW']._serialized_start=941
-  _globals['_PROJECTIONROW']._serialized_end=993
+  _globals['_HISTORYHEAD']._serialized_end=474
+  _globals['_EVENTROW']._serialized_start=476
+  _globals['_EVENTROW']._serialized_end=561
+  _globals['_SNAPSHOTROW']._serialized_start=563
+  _globals['_SNAPSHOTROW']._serialized_end=680
+  _globals['_FEEDENTRY']._serialized_start=682
+  _globals['_FEEDENTRY']._serialized_end=805
+  _globals['_FEEDBLOCK']._serialized_start=807
+  _globals['_FEEDBLOCK']._serialized_end=913
+  _globals['_FEEDHEADROW']._serialized_start=915
+  _globals['_FEEDHEADROW']._serialized_end=963
+  _globals['_PROJECTIONROW']._serialized_start=965
+  _globals['_PROJECTIONROW']._serialized_end=1017
 # @@protoc_insertion_point(module_scope)

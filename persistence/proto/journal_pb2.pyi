@@ -87,7 +87,6 @@ class HistoryHead(google.protobuf.message.Message):
     HASH_FIELD_NUMBER: builtins.int
     STAMP_FIELD_NUMBER: builtins.int
     LIFE_FIELD_NUMBER: builtins.int
-    BASE_SERIAL_FIELD_NUMBER: builtins.int
     BASE_FIELD_NUMBER: builtins.int
     head: builtins.bytes
     serial: builtins.int
@@ -102,11 +101,8 @@ class HistoryHead(google.protobuf.message.Message):
     """When the last commit was made, by the clock that orders the feed."""
     life: builtins.int
     """Names this life of the history: when it was created, in nanoseconds, and greater than the one before."""
-    base_serial: builtins.int
-    """The last event of the life before, if there was one, and its serial. The first event of this life has
-    no parent.
-    """
     base: builtins.bytes
+    """The last event of the life before, if there was one."""
     @property
     def epoch(self) -> global___HistoryMark:
         """Reading begins after the epoch; what is between tail and epoch is hidden, what is before the tail, gone.
@@ -133,11 +129,10 @@ class HistoryHead(google.protobuf.message.Message):
         hash: builtins.bytes = ...,
         stamp: builtins.bytes = ...,
         life: builtins.int = ...,
-        base_serial: builtins.int = ...,
         base: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch", "tail", b"tail"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "base_serial", b"base_serial", "deleted_at_nanos", b"deleted_at_nanos", "epoch", b"epoch", "epochs", b"epochs", "hash", b"hash", "head", b"head", "life", b"life", "phase", b"phase", "serial", b"serial", "stamp", b"stamp", "tail", b"tail", "type", b"type"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "deleted_at_nanos", b"deleted_at_nanos", "epoch", b"epoch", "epochs", b"epochs", "hash", b"hash", "head", b"head", "life", b"life", "phase", b"phase", "serial", b"serial", "stamp", b"stamp", "tail", b"tail", "type", b"type"]) -> None: ...
 
 global___HistoryHead = HistoryHead
 
@@ -204,7 +199,7 @@ global___SnapshotRow = SnapshotRow
 
 @typing.final
 class FeedEntry(google.protobuf.message.Message):
-    """What one commit adds to the feed."""
+    """What one commit adds to the feed; in the queue for the feed, also what those add that share its transaction."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -212,12 +207,17 @@ class FeedEntry(google.protobuf.message.Message):
     EVENT_IDS_FIELD_NUMBER: builtins.int
     DELETED_FIELD_NUMBER: builtins.int
     LIFE_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
     history: builtins.bytes
     deleted: builtins.bool
     """Set where the history was deleted instead."""
     life: builtins.int
     @property
     def event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FeedEntry]:
+        """In the queue only."""
+
     def __init__(
         self,
         *,
@@ -225,8 +225,9 @@ class FeedEntry(google.protobuf.message.Message):
         event_ids: collections.abc.Iterable[builtins.bytes] | None = ...,
         deleted: builtins.bool = ...,
         life: builtins.int = ...,
+        more: collections.abc.Iterable[global___FeedEntry] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "event_ids", b"event_ids", "history", b"history", "life", b"life"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "event_ids", b"event_ids", "history", b"history", "life", b"life", "more", b"more"]) -> None: ...
 
 global___FeedEntry = FeedEntry
 

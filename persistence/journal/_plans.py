@@ -1,0 +1,93 @@
+"""Plans: what a commit to one history writes, alone or in one transaction with commits to others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from persistence.journal._heads import Head
+from persistence.journal._rows import history_key, pending_key
+from persistence.journal.events import Event
+from persistence.journal.ids import EventId
+from persistence.proto.journal_pb2 import FeedEntry, HistoryHead
+from persistence.store import Concurrency, Operation, SetOptions, SetRequest
+
+__all__ = ["Plan", "head_request", "pending_request", "together"]
+
+_MUST_BE_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
+
+
+class Plan:
+    """What a commit writes. It can be written at most once, because of the head that it replaces.
+
+    Attributes:
+        history: of which history.
+        head: the head that it builds upon.
+        latest: of that head, what its stamp has to be greater than.
+        row: the head that it makes; its stamp is that under which it was written last.
+        events: the events.
+        rows: the requests that write them.
+        stamp: its place among pending commits if it goes alone.
+        size: bytes of the events' rows, about.
+    """
+
+    __slots__ = ("events", "head", "history", "latest", "partition", "row", "rows", "size", "stamp")
+
+    def __init__(
+        self,
+        partition: str,
+        history: UUID,
+        head: Head,
+        latest: EventId,
+        row: HistoryHead,
+        events: tuple[Event, ...],
+        rows: Sequence[Operation],
+        stamp: EventId,
+        size: int,
+    ) -> None:
+        self.partition: str = partition
+        self.history: UUID = history
+        self.head: Head = head
+        self.latest: EventId = latest
+        self.row: HistoryHead = row
+        self.events: tuple[Event, ...] = events
+        self.rows: Sequence[Operation] = rows
+        self.stamp: EventId = stamp
+        self.size: int = size
+
+    def alone(self) -> list[Operation]:
+        """The transaction of this commit and no other one."""
+        return together(self.partition, (self,), self.stamp)
+
+
+def together(partition: str, plans: Sequence[Plan], stamp: EventId) -> list[Operation]:
+    """The transaction of commits to different histories, which have one place among pending commits."""
+    operations: list[Operation] = []
+    # The first one is the entry itself.
+    entry = of_plan = FeedEntry()
+    for index, plan in enumerate(plans):
+        history, row = plan.history, plan.row
+        if index:
+            of_plan = entry.more.add()
+        of_plan.history = history.bytes
+        of_plan.event_ids.extend([event.id for event in plan.events])
+        of_plan.life = row.life
+        row.stamp = stamp
+        operations.append(head_request(partition, history, plan.head, row))
+        operations += plan.rows
+    operations.append(pending_request(partition, stamp, entry))
+    return operations
+
+
+def head_request(partition: str, history: UUID, head: Head, row: HistoryHead) -> SetRequest:
+    """The request that replaces a head, if it is still there."""
+    key, value = history_key(history), row.SerializeToString()
+    if head.etag is None:
+        return SetRequest(key=key, value=value, partition=partition, options=_MUST_BE_ABSENT)
+    return SetRequest(key=key, value=value, partition=partition, etag=head.etag)
+
+
+def pending_request(partition: str, stamp: EventId, entry: FeedEntry) -> SetRequest:
+    """The request that puts a commit into the queue for the feed."""
+    return SetRequest(key=pending_key(stamp), value=entry.SerializeToString(), partition=partition)
