@@ -35,11 +35,13 @@ from persistence.store import (
     SetRequest,
 )
 
-__all__ = ["Sequencer", "parse_feed_head"]
+__all__ = ["Sequencer", "parse_feed_head", "positions_of"]
 
 _MUST_BE_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
 _MAX_COMMITS: Final = 500
-_MAX_EVENTS: Final = 5000
+_MAX_EVENTS: Final = 2000
+# As many events of commits that have one each; rows of commits that went together are large.
+_MAX_BYTES: Final = 128 * 1024
 _SCANS: Final = 5
 
 
@@ -110,9 +112,13 @@ class Sequencer:
 
     async def _pending(self) -> Sequence[Item]:
         """The first pending commits, as a snapshot of them."""
-        items = [
-            item async for item in self._store.scan(self._partition, PENDING, PENDING_END, limit=self._batch)
-        ]
+        items: list[Item] = []
+        size = 0
+        async for item in self._store.scan(self._partition, PENDING, PENDING_END, limit=self._batch):
+            items.append(item)
+            size += len(item.value)
+            if size > _MAX_BYTES:
+                break
         for _ in range(_SCANS):
             if len(items) <= 1:
                 return items

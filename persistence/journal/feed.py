@@ -21,7 +21,7 @@ from persistence.journal._rows import (
     feed_block_key,
     position_of,
 )
-from persistence.journal._sequencing import Sequencer, parse_feed_head
+from persistence.journal._sequencing import Sequencer, parse_feed_head, positions_of
 from persistence.journal.errors import CorruptHistoryError, PositionTrimmedError, TranscodingError
 from persistence.journal.events import Event
 from persistence.journal.ids import EventId, EventIdSource
@@ -205,13 +205,12 @@ class Feed:
             return places
         start = feed_block_key(after + 1)
         async for item in self._store.scan(self._partition, start, FEED_BLOCKS_END):
-            for place in _expand(item):
-                if places and place.position != places[-1].position + 1:
-                    raise self._missing_position(places[-1].position + 1)
-                if place.position > after:
-                    places.append(place)
-                    if len(places) == limit:
-                        return places
+            found = _expand(item, after, limit - len(places))
+            if places and found and found[0].position != places[-1].position + 1:
+                raise self._missing_position(places[-1].position + 1)
+            places += found
+            if len(places) == limit:
+                return places
         return places
 
     async def _check(self, after: int, found: bool) -> None:
@@ -275,13 +274,22 @@ def _block(item: Item) -> FeedBlock:
         raise StoreCorruptError(f"the stretch {item.key} of the feed is damaged: {error}") from error
 
 
-def _expand(item: Item) -> list[_Place]:
+def _expand(item: Item, after: int, limit: int) -> list[_Place]:
+    """The positions of a stretch behind one of them, so many at most."""
     block = _block(item)
     position = block.first_position
     places: list[_Place] = []
     for entry in block.entries:
+        # A stretch is read once for every page of it; what is on another page costs next to nothing.
+        count = positions_of(entry)
+        if position + count <= after + 1:
+            position += count
+            continue
         history = UUID(bytes=entry.history)
         for event_id in (None,) if entry.deleted else map(EventId, entry.event_ids):
-            places.append(_Place(position, history, entry.life, event_id))
+            if position > after:
+                places.append(_Place(position, history, entry.life, event_id))
+                if len(places) == limit:
+                    return places
             position += 1
     return places
