@@ -29,6 +29,9 @@ __all__ = ["Gatherer"]
 
 _MAX_OPERATIONS: Final = 1000
 _MAX_BYTES: Final = 1024 * 1024
+# The callers of one transaction, who are about to come with their next commits, take a few turns of the event
+# loop to do so. Without patience, those who are late would make two rounds of every one.
+_MAX_TURNS: Final = 3
 
 
 class _Waiting:
@@ -64,7 +67,9 @@ class Gatherer:
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy = False
-        self._crowded = False
+        # How many were carried out last, and for how many turns they were waited for.
+        self._last = 0
+        self._turns = 0
 
     async def write(self, plan: Plan) -> str:
         """Write a plan, together with others if any wait; the etag of its head, which is kept from then on.
@@ -74,13 +79,12 @@ class Gatherer:
             TransactionTooLargeError: it is over the limits of the store; nothing was written.
             CommitOutcomeUnknownError: the store cannot tell whether it was written.
         """
-        if self._busy or self._crowded:
+        if self._busy or self._last > 1:
             loop = asyncio.get_running_loop()
             waiting = _Waiting(plan, loop.create_future())
             self._waiting.append(waiting)
             if not self._busy:
                 self._busy = True
-                # Not at once: the others of the last transaction are about to come, too.
                 loop.call_soon(self._start)
             return await waiting.future
         self._busy = True
@@ -98,9 +102,17 @@ class Gatherer:
         return etag
 
     def _start(self) -> None:
+        if len(self._waiting) < self._last and self._turns < _MAX_TURNS:
+            self._turns += 1
+            self._busy = True
+            asyncio.get_running_loop().call_soon(self._start)
+            return
+        self._turns = 0
         batches = self._take()
         self._busy = bool(batches)
-        self._crowded = any(len(members) > 1 for _, members in batches)
+        if not batches:
+            return
+        self._last = sum(len(members) for _, members in batches)
         loop = asyncio.get_running_loop()
         for stamp, members in batches:
             task = loop.create_task(self._carry_out(stamp, members))
@@ -125,7 +137,10 @@ class Gatherer:
                 self._waiting.append(member)
                 continue
             taken.add(number)
-            if self._has_to_go_alone(member, stamp):
+            # A history with ids from a client's far future would take the stamps of others there. A commit that
+            # has waited for another one to its history builds on a head that is replaced by now: it is bound
+            # to fail, and alone it fails alone.
+            if plan.latest >= stamp or member.was_second:
                 batches.append((stamp, [member]))
                 continue
             operations += len(plan.rows) + 1
@@ -138,17 +153,6 @@ class Gatherer:
         if members:
             batches.append((stamp, members))
         return batches
-
-    def _has_to_go_alone(self, member: _Waiting, stamp: EventId) -> bool:
-        plan = member.plan
-        # A history with ids from a client's far future would take the stamps of the others there.
-        if plan.latest >= stamp:
-            return True
-        if not member.was_second:
-            return False
-        # Another commit to this history was written meanwhile: it is bound to fail, and alone it fails alone.
-        kept = self._heads.kept(plan.history)
-        return kept is not None and kept.etag != plan.head.etag
 
     async def _carry_out(self, stamp: EventId, members: Sequence[_Waiting]) -> None:
         if len(members) == 1:

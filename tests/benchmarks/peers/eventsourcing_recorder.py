@@ -1,7 +1,8 @@
-"""Peer: eventsourcing, by the recorders that its applications store their events with.
+"""Peer: eventsourcing, by the recorders that its applications store their events with, and by an aggregate.
 
 As many threads append as ours has tasks; its recorders are synchronous. SQLite is in its own WAL mode with
-synchronous=FULL, SQLite's default, which it leaves as it is; ours is the same. PostgreSQL is the same server.
+synchronous=FULL, SQLite's default, which it leaves as it is; ours is the same. PostgreSQL is the same server, with
+synchronous_commit on, as ours has it.
 On SQLite a pool of one connection, which the threads take turns with, is its fastest setting at concurrency 100,
 and on PostgreSQL a pool of ten: it locks the table for each insert.
 """
@@ -15,13 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from eventsourcing.persistence import ApplicationRecorder, StoredEvent
+from eventsourcing.application import Repository
+from eventsourcing.domain import Aggregate, event
+from eventsourcing.persistence import (
+    ApplicationRecorder,
+    DatetimeAsISO,
+    EventStore,
+    JSONTranscoder,
+    Mapper,
+    StoredEvent,
+    UUIDAsHex,
+)
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteDatastore
 
-__all__ = ["appends_a_second", "events_read_a_second", "feed_events_a_second"]
+__all__ = ["appends_a_second", "events_read_a_second", "events_rebuilt_a_second", "feed_events_a_second"]
 
 _TOPIC: Final = "benchmarks:Happened"
 _BATCH: Final = 1000
@@ -54,6 +65,9 @@ def _recorder(place: str, concurrency: int = 1) -> Iterator[ApplicationRecorder]
         connect_timeout=120,
     )
     with server:
+        with server.transaction(commit=False) as settings:
+            settings.execute("SHOW synchronous_commit")
+            assert settings.fetchone() == {"synchronous_commit": "on"}, "not as durable as ours"
         recorder = PostgresApplicationRecorder(server, events_table_name="events")
         recorder.create_table()
         yield recorder
@@ -104,3 +118,33 @@ def feed_events_a_second(place: str, events: int, payload: bytes) -> float:
             seen += len(notifications)
         assert seen == events
         return events / (time.perf_counter() - start)
+
+
+class _Account(Aggregate):
+    def __init__(self) -> None:
+        self.balance = 0
+
+    @event("Deposited")
+    def deposit(self, amount: int) -> None:
+        self.balance += amount
+
+
+def events_rebuilt_a_second(place: str, events: int, rounds: int) -> float:
+    """Rebuild the state that so many events come to, again and again, without a snapshot or a cache."""
+    transcoder = JSONTranscoder()
+    transcoder.register(UUIDAsHex())
+    transcoder.register(DatetimeAsISO())
+    with _recorder(place) as recorder:
+        store: EventStore[UUID] = EventStore(Mapper[UUID](transcoder), recorder)
+        account = _Account()
+        # The first event is that it was opened.
+        for number in range(1, events):
+            account.deposit(1)
+            if number % _BATCH == 0:
+                store.put(account.collect_events())
+        store.put(account.collect_events())
+        start = time.perf_counter()
+        for _ in range(rounds):
+            found: _Account = Repository(store).get(account.id)
+            assert (found.balance, found.version) == (events - 1, events)
+        return rounds * events / (time.perf_counter() - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from uuid import UUID, uuid4
 
@@ -17,9 +18,11 @@ from persistence.journal import (
     RETRY_NO_VC,
     Committed,
     EventId,
+    EventIdSource,
     Journal,
     JournalOptions,
     NewEvent,
+    SystemClock,
     TranscodingError,
     VersionConflictError,
 )
@@ -113,7 +116,8 @@ async def test_commits_at_once_share_transactions_and_pending_rows(store: Engine
     await check_feed(journal, list(versions))
 
 
-async def test_rounds_of_commits_stay_together(store: EngineStore) -> None:
+@pytest.mark.parametrize("pause", [0, 2])
+async def test_rounds_of_commits_stay_together(store: EngineStore, pause: int) -> None:
     faulty = FaultyStore(store)
     journal = Journal(faulty, "tests")
     versions = await begun(journal, 20)
@@ -123,6 +127,8 @@ async def test_rounds_of_commits_stay_together(store: EngineStore) -> None:
     async def client(history: UUID) -> None:
         for code in range(1, 6):
             versions[history] = (await journal.commit(history, numbered(code), versions[history])).version
+            for _ in range(pause):
+                await asyncio.sleep(0)
 
     await asyncio.gather(*map(client, versions))
 
@@ -304,23 +310,59 @@ async def test_commits_to_one_history_conflict_beside_others_that_do_not(store: 
     faulty = FaultyStore(store)
     journal = Journal(faulty, "tests")
     versions = await begun(journal, 8)
-    contested, version = next(iter(versions.items()))
-    faulty.before = spy = Spy()
+    first, contested, *others = versions
+    faulty.before, faulty.after = begun_, ended = Spy(), Spy()
 
+    async def client(history: UUID) -> None:
+        for code in range(1, 8):
+            versions[history] = (await journal.commit(history, numbered(code), versions[history])).version
+
+    # It goes alone, and all the others meet behind it.
+    ahead = asyncio.ensure_future(journal.commit(first, numbered(1), versions[first]))
     rivals = [
-        asyncio.ensure_future(journal.commit(contested, numbered(code), version)) for code in range(1, 6)
+        asyncio.ensure_future(journal.commit(contested, numbered(code), versions[contested]))
+        for code in range(1, 6)
     ]
-    others = await at_once(
-        journal, {history: at for history, at in versions.items() if history != contested}, numbered(1)
-    )
+    await asyncio.gather(*map(client, others))
     outcomes = await asyncio.gather(*rivals, return_exceptions=True)
+    await ahead
 
-    assert all(isinstance(outcome, Committed) for outcome in others)
     assert [type(outcome) for outcome in outcomes] == [Committed] + [VersionConflictError] * 4
     assert await codes(journal, contested) == [0, 1]
+    for history in others:
+        assert await codes(journal, history) == list(range(8))
     # None of the rivals has made a shared transaction fail.
-    assert spy.shared == 1
+    assert begun_.shared == ended.shared >= 7
     await check_feed(journal, list(versions))
+
+
+class Behind(SystemClock):
+    """A clock that is half a minute behind."""
+
+    def time_ns(self) -> int:
+        return super().time_ns() - 30_000_000_000
+
+
+async def test_stamp_that_commits_share_is_that_of_their_histories(store: EngineStore) -> None:
+    """A process whose clock is behind goes on with histories whose ids say nothing of their stamps."""
+    faulty = FaultyStore(store)
+    journal, behind = Journal(faulty, "tests"), Journal(store, "tests", clock=Behind())
+    versions = await begun(journal, 5)
+    old = EventIdSource(lambda: time.time_ns() - 40_000_000_000)
+    histories = [uuid4() for _ in range(5)]
+    faulty.before = spy = Spy()
+
+    await asyncio.gather(
+        *(journal.commit(history, numbered(1), version) for history, version in versions.items()),
+        *(journal.commit(history, [NewEvent(b"", old.new())], EPOCH) for history in histories),
+    )
+    for history in histories:
+        # In between, it sees other histories, or it would know of the stamp by the way.
+        await Journal(store, "tests", clock=Behind()).commit(history, numbered(2), NO_VC)
+        await behind.commit(history, numbered(3), NO_VC)
+
+    assert spy.shared
+    await check_feed(journal, [*versions, *histories])
 
 
 async def test_ids_from_the_far_future_stay_where_they_are(store: EngineStore) -> None:
@@ -329,6 +371,7 @@ async def test_ids_from_the_far_future_stay_where_they_are(store: EngineStore) -
     versions = await begun(journal, 4)
     ahead, far = uuid4(), EventId(b"\x7f" + bytes(15))
     await journal.commit(ahead, [NewEvent(b"", far)], EPOCH)
+    far = (await journal.commit(ahead, numbered(0), far)).version
     faulty.before = Spy()
 
     outcomes = await at_once(journal, {**versions, ahead: far}, numbered(1))
