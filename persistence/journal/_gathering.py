@@ -137,9 +137,9 @@ class Gatherer:
                 self._waiting.append(member)
                 continue
             taken.add(number)
-            # A history with ids from a client's far future would take the stamps of others there. A commit that
-            # has waited for another one to its history builds on a head that is replaced by now: it is bound
-            # to fail, and alone it fails alone.
+            # A history with ids from a client's far future would take the stamps of others there. A commit
+            # that has waited for another one to its history builds on a head that is replaced by now: it is
+            # bound to fail, and alone it fails alone.
             if plan.latest >= stamp or member.was_second:
                 batches.append((stamp, [member]))
                 continue
