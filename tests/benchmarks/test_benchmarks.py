@@ -99,7 +99,7 @@ def test_events_to_configured_machines_on_redis_are_compared(new_server: NewServ
 def test_goal_state_engine_runs() -> None:
     queues, jobs, engines = map(render, goal_state.measure(Size.TINY))
     assert "DeadlineQueue: pop" in queues
-    assert "re-enqueue" in jobs
+    assert "beside jobs of APScheduler" in jobs
     assert "evaluations" in engines
 
 
