@@ -62,7 +62,8 @@ class EventProcessor:
     Outcomes are given to `publish`, at least once each, if the store keeps notifications of them.
 
     Use it as an async context manager. At the end it accepts nothing more, and processes what it has
-    accepted; what the store keeps it from stays pending.
+    accepted; what the store keeps it from stays pending, and so may an event whose sender gave up while the
+    store was accepting it.
     """
 
     def __init__(
