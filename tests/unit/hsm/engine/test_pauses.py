@@ -120,9 +120,10 @@ async def test_timers_of_a_group_that_hangs_delay_no_others(
     world: World, database: Database, clock: FakeClock, buffer: int, window: int
 ) -> None:
     """Its queue is full, and so would be the window."""
-    free = asyncio.Event()
+    hanging, free = asyncio.Event(), asyncio.Event()
 
     async def hang(env: Environment, ref: Ref, task: Alarm) -> None:
+        hanging.set()
         await free.wait()
         await noted(env, ref, task)
 
@@ -133,12 +134,9 @@ async def test_timers_of_a_group_that_hangs_delay_no_others(
         ref = await started(engine, "hangs", *[Alarm(str(number), due) for number in range(20)])
         good = await started(engine, "rings", Ring("rings", due + SECOND))
         clock.advance(HOUR)
-        for _ in range(300):
-            await asyncio.sleep(0.001)
+        await hanging.wait()
         clock.advance(SECOND)
-        for _ in range(300):
-            await asyncio.sleep(0.001)
-        assert await engine.read(good, log) == ["rings"]
+        await engine.wait(good, lambda node: log(node) == ["rings"], timeout=None)
         assert len(engine._dispatcher) <= buffer + 2 * window + 1
         free.set()
         await engine.drain()
