@@ -113,18 +113,20 @@ async def test_half_open_breaker_waits_for_its_probe(
 ) -> None:
     async with TestEngine(world.registry, database.store, small(breaker=BREAKER), clock=clock) as engine:
         await broken(engine, there)
-        answer = asyncio.Event()
+        asked, answer = asyncio.Event(), asyncio.Event()
         begun: list[str] = []
 
         async def slow(env: Environment, ref: Ref, task: Lasting) -> None:
             begun.append(task.name)
+            asked.set()
             await answer.wait()
 
         world.on(Lasting, slow)
         for number in range(4):
             await started(engine, str(number), Lasting(str(number)))
         clock.advance(MINUTE)
-        for _ in range(200):
+        await asked.wait()
+        for _ in range(200):  # others would have begun by now
             await asyncio.sleep(0.001)
         assert begun == ["0"]
         assert queue_of(engine).breaker is BreakerState.HALF_OPEN
@@ -214,7 +216,10 @@ async def test_executors_that_take_too_long_count_if_they_are_to(
 ) -> None:
     world = World(timeout=SECOND)
 
+    begun = asyncio.Semaphore(0)
+
     async def hang(env: Environment, ref: Ref, task: Lasting) -> None:
+        begun.release()
         await asyncio.Event().wait()
 
     world.on(Lasting, hang)
@@ -222,8 +227,8 @@ async def test_executors_that_take_too_long_count_if_they_are_to(
     async with TestEngine(world.registry, database.store, options, clock=clock) as engine:
         for number in range(3):
             await started(engine, str(number), Lasting("x"))
-        for _ in range(100):
-            await asyncio.sleep(0.001)
+        for _ in range(3):
+            await begun.acquire()
         clock.advance(SECOND)
         await engine.drain()
         expected = BreakerState.OPEN if counts else BreakerState.CLOSED

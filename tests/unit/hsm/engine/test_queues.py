@@ -239,9 +239,11 @@ async def test_group_is_one_queue_for_several_types(database: Database) -> None:
     registry.register_machine(attrs_definition(MachineType(1, "job"), Job))
     gate = Gate("there")
     names: list[str] = []
+    begun = asyncio.Event()
 
     async def run(env: Environment, ref: Ref, task: Any) -> None:
         names.append(task.name)
+        begun.set()
         await gate(env, ref, task)
 
     tasks: list[type[Any]] = [Lasting, Call]
@@ -251,7 +253,8 @@ async def test_group_is_one_queue_for_several_types(database: Database) -> None:
     async with TestEngine(registry, database.store, small(concurrency=1)) as engine:
         await started(engine, "a", Lasting("first"))
         await started(engine, "b", Call("second"))
-        for _ in range(50):
+        await begun.wait()
+        for _ in range(50):  # the other one would have begun by now
             await asyncio.sleep(0.001)
         assert names == ["first"]
         gate.open.set()
