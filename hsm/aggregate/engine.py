@@ -88,6 +88,7 @@ class Engine(Generic[StateT, CommandT, FactT]):
         self._reader: Reader[StateT, FactT] = Reader(journal, behavior, self._options.unknown_events)
         self._locks = Locks()
         self._waiting: dict[UUID, deque[_Telling[StateT, CommandT]]] = {}
+        # Which states and commands it is about, no check at run time can tell.
         self._repeatable = (
             cast("Repeatable[StateT, CommandT]", behavior) if isinstance(behavior, Repeatable) else None
         )
