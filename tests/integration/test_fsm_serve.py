@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -123,8 +124,22 @@ async def test_it_ends_in_order_with_everything_accepted_done(
         for number in range(MACHINES):
             await client.PutFiniteStateMachine(new_machine(f"c{number}", config_id="counters:v1"))
         assert (await client.Health(Empty())).state == HealthResponse.READY
-        accepted = {(await client.SendEvent(counter_event(number))).event_id for number in range(200)}
-        assert await served.stop() == 0, served.said()
+        accepted: set[str] = set()
+        numbers = itertools.count()
+        enough = asyncio.Event()
+
+        async def send() -> None:
+            with suppress(AioRpcError):  # it has ended
+                while True:
+                    accepted.add((await client.SendEvent(counter_event(next(numbers)))).event_id)
+                    if len(accepted) == 100:
+                        enough.set()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(10):
+                group.create_task(send())
+            await enough.wait()
+            assert await served.stop() == 0, served.said()
 
     async with open_store(database) as store:
         await check_machines(store, accepted)

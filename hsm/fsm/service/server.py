@@ -40,6 +40,7 @@ _CHANNEL_OPTIONS: Final = (("grpc.so_reuseport", 0),)
 _DISTRIBUTION: Final = "hsm-toolkit"
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_LAST_ANSWERS_SECONDS: Final = 0.5
 
 
 @attrs.frozen
@@ -74,9 +75,9 @@ class FSMServer:
     """The service on a store, from `async with` on until its block ends.
 
     At the start, events that are pending are taken up in the order in which they were accepted. At the end
-    the service accepts nothing more, answers the calls it is at, processes what it has accepted, acknowledges
-    the messages of that, and tells the outcomes. What is not done in time stays pending in the store, or in
-    the queue, for the next start.
+    the service refuses new calls, answers those it is at, processes what it has accepted, acknowledges the
+    messages of that, tells the outcomes, and then stops listening. What is not done in time stays pending in
+    the store, or in the queue, for the next start.
 
     The store, and queues and publisher, are the caller's, and have to stay open until then.
     """
@@ -179,19 +180,18 @@ class FSMServer:
         await self._health.enter_graceful_shutdown()
         for intake in self._intakes:
             intake.stop()
-        stopping = asyncio.create_task(server.stop(self._options.grace.total_seconds()))
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                await self._servicer.idle()
-        # Those who watch our health would hold us up until the end of the time of grace.
-        await server.stop(None)
-        await stopping
+                await self._servicer.end()
         if self._receiving:
             await asyncio.wait(self._receiving, timeout=_left(end))
             for task in self._receiving:
                 task.cancel()
         ended = await asyncio.gather(*self._receiving, return_exceptions=True)
         await self._processor.aclose(timeout=timedelta(seconds=_left(end)))
+        # Last: until here, who calls is told that we are not available. gRPC itself would say that the call
+        # was cancelled. The last answers go out; those who watch our health could stay for ever.
+        await server.stop(min(_LAST_ANSWERS_SECONDS, _left(end)))
         for each in ended:
             if isinstance(each, Exception):
                 raise each

@@ -13,6 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
+from hsm.errors import BusyError
 from hsm.fsm.service.calls import Calls
 from hsm.fsm.service.codes import status_of
 from hsm.fsm.service.telemetry import ServiceTelemetry
@@ -61,12 +62,14 @@ class FSMServicer(StatemachineServiceServicer):
         self._timeout_seconds = timeout.total_seconds()
         self._release = release
         self._tls_enabled = tls_enabled
+        self._ending = False
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def idle(self) -> None:
-        """Return when no call is being served."""
+    async def end(self) -> None:
+        """Refuse calls from now on, and return when those that are being served are answered."""
+        self._ending = True
         await self._idle.wait()
 
     async def Health(self, request: Empty, context: Context) -> HealthResponse:  # noqa: ARG002
@@ -135,11 +138,12 @@ class FSMServicer(StatemachineServiceServicer):
 
     async def _answer(self, method: str, context: Context, call: Callable[[], Awaitable[T]]) -> T:
         """Serve a call with one answer, in time."""
-        with self._serving(), self._telemetry.call(method, _headers(context)) as observer:
+        with self._telemetry.call(method, _headers(context)) as observer:
             timer = asyncio.timeout(self._seconds_left(context))
             try:
-                async with timer:
-                    answer = await call()
+                with self._serving():
+                    async with timer:
+                        answer = await call()
             except asyncio.CancelledError:
                 observer.ended(StatusCode.CANCELLED.name)
                 raise
@@ -152,10 +156,11 @@ class FSMServicer(StatemachineServiceServicer):
 
     async def _stream(self, method: str, context: Context, items: AsyncIterator[T]) -> AsyncIterator[T]:
         """Serve a call with many answers; those that went out before an error stay."""
-        with self._serving(), self._telemetry.call(method, _headers(context)) as observer:
+        with self._telemetry.call(method, _headers(context)) as observer:
             try:
-                async for item in items:
-                    yield item
+                with self._serving():
+                    async for item in items:
+                        yield item
             except (asyncio.CancelledError, GeneratorExit):
                 observer.ended(StatusCode.CANCELLED.name)
                 raise
@@ -177,6 +182,8 @@ class FSMServicer(StatemachineServiceServicer):
 
     @contextmanager
     def _serving(self) -> Generator[None, None, None]:
+        if self._ending:
+            raise BusyError("the service is ending")
         self._open += 1
         self._idle.clear()
         try:
