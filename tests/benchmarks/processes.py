@@ -50,7 +50,8 @@ __all__ = ["compare", "measure"]
 _EFFORT: Final = {Size.FULL: (5, 12_000, 12_000), Size.QUICK: (1, 1000, 1000), Size.TINY: (1, 20, 20)}
 _KILL_SECONDS: Final = {Size.FULL: 15.0, Size.QUICK: 5.0, Size.TINY: 3.0}
 _COUNTS: Final = {Size.FULL: (1, 2, 4), Size.QUICK: (1, 2), Size.TINY: (1, 2)}
-_SHARDS: Final = 8
+# So many that each of four processes has a share, whatever they are called.
+_SHARDS: Final = 64
 _CONCURRENCY: Final = 50
 _WAIT_SECONDS: Final = 0.02
 _STARTS_AT_ONCE: Final = 100
