@@ -126,7 +126,8 @@ async def test_one_of_several_processes_cleans_up_an_interval(tmp_path: Path) ->
         return clock() // 1_000_000
 
     writers = [
-        Writer(open_writer(path, busy_timeout=second, open_timeout=second), path, now) for _ in range(3)
+        Writer(open_writer(path, busy_timeout=second, open_timeout=second), path, now, second)
+        for _ in range(3)
     ]
     assert [writer.claim_cleanup(60_000) for writer in writers] == [True, False, False]
     clock.advance(59)
@@ -149,7 +150,7 @@ def test_a_batch_looks_at_the_clock_when_it_has_the_lock(tmp_path: Path) -> None
             locked.append(connection.in_transaction)
             return 0
 
-        writer = Writer(connection, path, now)
+        writer = Writer(connection, path, now, timedelta())
         limits = SqliteStore(path).limits
         writer.write_batch([prepare([SetRequest(key="key", value=b"")], limits)], ["0" * 16])
         writer.delete_expired()
@@ -183,6 +184,34 @@ async def test_a_multi_ends_beside_a_loop_that_is_never_idle(tmp_path: Path) -> 
         await asyncio.wait((busy,))
         assert all(multi.done() for multi in multis), f"not done after {slices} slices"
         await everything
+
+
+async def test_others_who_write_hold_up_transactions_and_not_the_loop(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with SqliteStore(path) as store:
+        for number in range(100):  # on a quick disk, the next one would be waited for in place
+            await store.set(SetRequest(key="key", value=b"%d" % number))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = asyncio.create_task(store.set(SetRequest(key="key", value=b"last")))
+            for _ in range(20):
+                assert (await store.get(GetRequest(key="key"))).data == b"99"
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            other.execute("ROLLBACK")
+        await waiting
+        assert (await store.get(GetRequest(key="key"))).data == b"last"
+
+
+@pytest.mark.parametrize("at_once", [1, 20])
+async def test_log_of_commits_is_written_back_in_time(tmp_path: Path, at_once: int) -> None:
+    value = b"x" * 10_000
+    async with SqliteStore(tmp_path / "state.db") as store:
+        for number in range(0, 2000, at_once):
+            each = (SetRequest(key=f"{number + part}", value=value) for part in range(at_once))
+            await asyncio.gather(*map(store.set, each))
+        log = (tmp_path / "state.db-wal").stat().st_size
+    assert log < 8_000_000
 
 
 async def test_a_commit_that_fails_at_the_disk_is_unknown_and_stops_the_store(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ APPLICATION_ID: Final = 0x68736D6B  # "hsmk"
 SCHEMA_VERSION: Final = 1
 _OPEN_PAUSE_SECONDS: Final = 0.02
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+_AUTOCHECKPOINT_PAGES: Final = 8000
 
 
 def open_writer(
@@ -133,6 +134,8 @@ def _open_ours(path: Path, busy_timeout: timedelta) -> sqlite3.Connection:
         # With WAL, FULL is what makes a commit survive power loss.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
+        # The writer asks for checkpoints when nobody waits; inside a commit they are the last resort.
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
         connection.execute("PRAGMA cell_size_check = ON")
         if not _check_ownership(connection, path):
             _create(connection, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
@@ -15,9 +15,7 @@ import attrs
 
 from persistence.backends import SQLITE
 from persistence.base import BatchedStore
-from persistence.batcher import Finish
 from persistence.cleaning import Cleaner
-from persistence.decision import Transaction, new_etags
 from persistence.errors import InvalidRequestError, StoreClosedError
 from persistence.like import check_keys_like, encode_token
 from persistence.options import check_key, check_partition, check_prefix, prefix_end
@@ -33,6 +31,7 @@ from persistence.store import (
     Limits,
     Metadata,
 )
+from persistence.stores.sqlite.committing import Committer
 from persistence.stores.sqlite.files import open_writer
 from persistence.stores.sqlite.reading import SHORT_PAGE_ROWS, Reader
 from persistence.stores.sqlite.settings import SqliteOptions
@@ -61,7 +60,8 @@ class SqliteStore(BatchedStore):
     Several processes may use the file at once, one of them writing at a time.
 
     Reads of one key, and the first rows of a scan, take microseconds in the event loop's thread; the rest
-    of a scan is read in a thread of its own. Writes wait for the disk in the writer thread. In a program
+    of a scan is read in a thread of its own. Writes wait for the disk in the writer thread; only where the
+    disk takes less than a millisecond, a transaction that comes alone is waited for in place. In a program
     whose event loop is busy, `sys.setswitchinterval(0.0005)` lets that thread go on sooner.
     """
 
@@ -138,14 +138,14 @@ class SqliteStore(BatchedStore):
                     create=options.create,
                 )
             )
-            writer = Writer(connection, self._path, self._now)
+            writer = Writer(connection, self._path, self._now, options.busy_timeout)
             reader = Reader(self._path, busy_timeout=options.busy_timeout, now=self._now)
         except BaseException:
             await thread.stop()
             raise
         cleaner = Cleaner(self._clean, options.cleanup_interval.total_seconds())
         self._state = _Open(thread, writer, reader, cleaner)
-        self.start_lanes(self._begin_commit)
+        self.start_lanes(Committer(thread, writer).begin)
 
     async def aclose(self) -> None:
         """Commit what was accepted, and close the file; a second call does nothing."""
@@ -189,10 +189,6 @@ class SqliteStore(BatchedStore):
         """
         check_key(request.partition, request.key)
         return await self._opened().reader.get(request.partition, request.key)
-
-    def _begin_commit(self, batch: Sequence[Transaction], finish: Finish) -> None:
-        state = self._opened()
-        state.thread.call(partial(state.writer.write_batch, batch, new_etags(len(batch))), finish)
 
     def scan(
         self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False

@@ -36,6 +36,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def idle(self) -> bool:
+        """Whether the event loop has learnt the end of everything that it handed over."""
+        return self.finished == self.started
+
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Do some work in the thread; the future is done when the event loop learns of the end."""
         future: asyncio.Future[T] = self._loop.create_future()

@@ -1,9 +1,10 @@
-"""What the writer thread does with its connection."""
+"""What is done with the connection that writes."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -21,29 +22,46 @@ _COLUMNS: Final = 6
 _MILLISECONDS: Final = 1000
 _CLEANUP_ROWS: Final = 1000
 _CLEANUP_SLACK_MILLISECONDS: Final = 100
+_PAGE_BYTES: Final = 4096
+_PAGES_OF_ROW: Final = 2
+_CHECKPOINT_PAGES: Final = 1000
 
 
 class Writer:
-    """The one connection that writes; every method runs in the writer thread."""
+    """The one connection that writes, for one thread at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, now: Callable[[], int]) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, now: Callable[[], int], busy_timeout: timedelta
+    ) -> None:
         self._connection = connection
         self._path = path
         self._now = now
+        self._busy_milliseconds = int(busy_timeout.total_seconds() * _MILLISECONDS)
+        self._waits = True
+        self._pages = 0
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether so much was written since the last checkpoint that it is time for one."""
+        return self._pages >= _CHECKPOINT_PAGES
 
     def close(self) -> None:
         """Close the connection; if it is the last one of all processes, the WAL is written back."""
         self._connection.close()
 
-    def write_batch(self, batch: Sequence[Transaction], etags: Sequence[str]) -> Sequence[Result]:
+    def write_batch(
+        self, batch: Sequence[Transaction], etags: Sequence[str], *, wait: bool = True
+    ) -> Sequence[Result]:
         """Decide and commit a batch in one database transaction.
 
         Raises:
+            StoreBusyError: somebody else writes, and `wait` is false, or they take too long.
             PersistenceError: nothing was written.
             DataRejectedError: nothing was written, because of a value.
             sqlite3.Error: the commit itself failed; what was written is not known.
         """
         try:
+            self._set_waiting(wait)
             self._connection.execute("BEGIN IMMEDIATE")
             # Only now, because the lock may have been long in coming, and leases run out meanwhile.
             now = self._now()
@@ -59,10 +77,19 @@ class Writer:
         self._commit()
         return decision.results
 
+    def checkpoint(self) -> None:
+        """Write the log back into the database, as far as readers let us."""
+        self._pages = 0
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+
     def delete_family(self, partition: str, prefix: str) -> int:
         """Delete the keys with this prefix that have no further separator; the number deleted."""
         parameters = (partition, prefix, prefix_end(prefix), len(prefix) + 1, self._now())
         try:
+            self._set_waiting(True)
             return self._connection.execute(sql.DELETE_FAMILY, parameters).rowcount
         except sqlite3.Error as error:
             self._undo()
@@ -73,6 +100,7 @@ class Writer:
         now = self._now()
         due = now - interval_milliseconds + _CLEANUP_SLACK_MILLISECONDS
         try:
+            self._set_waiting(True)
             return self._connection.execute(sql.CLAIM_CLEANUP, (now, due)).rowcount == 1
         except sqlite3.Error as error:
             self._undo()
@@ -82,6 +110,7 @@ class Writer:
         """Delete some expired rows; whether there may be more."""
         connection = self._connection
         try:
+            self._set_waiting(True)
             connection.execute("BEGIN IMMEDIATE")
             now = self._now()
             slots: list[Slot] = connection.execute(sql.EXPIRED, (now, _CLEANUP_ROWS)).fetchall()
@@ -116,6 +145,8 @@ class Writer:
             else:
                 expires = None if ttl_seconds is None else now + ttl_seconds * _MILLISECONDS
                 written += (partition, key, etag, expires, content_type, value)
+                self._pages += len(value) // _PAGE_BYTES
+        self._pages += len(decision.writes) * _PAGES_OF_ROW
         start = 0
         for rows in sql.chunk_sizes(len(written) // _COLUMNS):
             end = start + rows * _COLUMNS
@@ -136,6 +167,13 @@ class Writer:
                 raise translate(error, self._path) from error
             # The log may or may not have reached the disk, and a restart may or may not bring it back.
             raise
+
+    def _set_waiting(self, wait: bool) -> None:
+        """Wait for others who write, or not; kept until it changes, as it costs as much as a row."""
+        if wait != self._waits:
+            milliseconds = self._busy_milliseconds if wait else 0
+            self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
+            self._waits = wait
 
     def _undo(self) -> None:
         if self._connection.in_transaction:
