@@ -29,6 +29,7 @@ class Disk:
         self.others_write = False
         self.fails: BaseException | None = None
         self.checkpoint_is_due = False
+        self.checkpoint_fails: BaseException | None = None
         self.checkpoints: asyncio.Queue[int] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
 
@@ -47,8 +48,8 @@ class Disk:
     def checkpoint(self) -> None:
         self.checkpoint_is_due = False
         self.loop.call_soon_threadsafe(self.checkpoints.put_nowait, threading.get_ident())
-        if self.fails is not None:
-            raise self.fails
+        if self.checkpoint_fails is not None:
+            raise self.checkpoint_fails
 
 
 @pytest.fixture
@@ -157,11 +158,9 @@ async def test_checkpoint_that_fails_is_told_and_leaves_commits_alone(
     committer: Committer, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk.checkpoint_is_due = True
+    disk.checkpoint_fails = OSError("disk on fire")
     await commit(committer)
-    disk.fails = OSError("disk on fire")
-    await disk.checkpoints.get()
-    disk.fails = None
-    await commit(committer)
+    await commit(committer)  # in the same thread, and so after the checkpoint
     assert "disk on fire" in caplog.text
 
 
