@@ -4,41 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-import attrs
-
 from hsm.fsm._machines import IF_ABSENT, MARK
+from hsm.fsm._moves import Moves
 from hsm.fsm._rows import NAMES, config_key, config_partition, config_prefix, decode, name_key
-from hsm.fsm.configuration import check_name, identity_of, source_of
-from hsm.fsm.domain import next_transition
+from hsm.fsm.configuration import check_name, identity_of
 from hsm.fsm.errors import AlreadyExistsError, ConfigurationNotFoundError
 from hsm.fsm.keys import CONFIG_ID_SEPARATOR, config_id_of
 from persistence.errors import ETagMismatchError
 from persistence.options import prefix_end
-from persistence.proto.statemachine_pb2 import Configuration, Transition
+from persistence.proto.statemachine_pb2 import Configuration
 from persistence.store import EngineStore, GetRequest, SetRequest
 
-__all__ = ["Configurations", "Moves"]
+__all__ = ["Configurations"]
 
 _MOST_REMEMBERED: Final = 10_000
-
-
-@attrs.frozen
-class Moves:
-    """A configuration, with its transitions where they are found at once."""
-
-    configuration: Configuration
-    _transitions: dict[tuple[str, str], Transition]
-
-    @classmethod
-    def of(cls, configuration: Configuration) -> Moves:
-        """The moves of a configuration. Of several on one event from one state, the first counts."""
-        transitions = {(source_of(each), each.event): each for each in reversed(configuration.transitions)}
-        return cls(configuration, transitions)
-
-    def next(self, state: str, event: str) -> Transition:
-        """As `domain.next_transition`."""
-        found = self._transitions.get((state, event))
-        return next_transition(self.configuration, state, event) if found is None else found
 
 
 class Configurations:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from hsm.fsm.configuration import check_valid, final_states, identity_of, source_of
+from hsm.fsm.configuration import check_id, check_valid, final_states, identity_of, source_of
 from hsm.fsm.errors import (
     EventNotAllowedError,
     MalformedMachineError,
@@ -14,6 +14,7 @@ from hsm.fsm.errors import (
     MissingDestinationError,
     MissingEventNameError,
     TransitionNotAllowedError,
+    UnexpectedTransitionError,
 )
 from hsm.fsm.keys import (
     MISSING_CONFIG_MESSAGE,
@@ -31,10 +32,12 @@ from persistence.proto.statemachine_pb2 import (
 
 __all__ = [
     "ConfiguredStateMachine",
+    "check_names",
     "check_request",
     "new_event",
     "new_state_machine",
     "next_transition",
+    "refusal_of",
     "update_event",
 ]
 
@@ -61,13 +64,25 @@ def next_transition(configuration: Configuration, state: str, event: str) -> Tra
             if source_of(transition) == state:
                 return transition
             known = True
+    final = state in final_states(configuration)
+    raise refusal_of(configuration.name, state, event, known=known, final=final)
+
+
+def refusal_of(name: str, state: str, event: str, *, known: bool, final: bool) -> UnexpectedTransitionError:
+    """The error of an event that makes no transition in a state of configuration `name`.
+
+    Args:
+        name: of the configuration.
+        state: in which the machine is.
+        event: name of the event.
+        known: whether there is a transition on the event at all.
+        final: whether no transition leaves the state.
+    """
     if not known:
-        raise EventNotAllowedError(
-            f"{UNEXPECTED_TRANSITION_MESSAGE}: {configuration.name!r} knows no event {event!r}"
-        )
-    final = " final" if state in final_states(configuration) else ""
-    raise TransitionNotAllowedError(
-        f"{UNEXPECTED_TRANSITION_MESSAGE}: no transition leaves the{final} state {state!r} on {event!r}"
+        return EventNotAllowedError(f"{UNEXPECTED_TRANSITION_MESSAGE}: {name!r} knows no event {event!r}")
+    what = "final state" if final else "state"
+    return TransitionNotAllowedError(
+        f"{UNEXPECTED_TRANSITION_MESSAGE}: no transition leaves the {what} {state!r} on {event!r}"
     )
 
 
@@ -100,6 +115,22 @@ def check_request(request: EventRequest) -> None:
         raise MissingConfigurationNameError(MISSING_CONFIG_MESSAGE)
     if not request.event.transition.event:
         raise MissingEventNameError(MISSING_EVENT_NAME_MESSAGE)
+
+
+def check_names(request: EventRequest) -> None:
+    """Refuse names and ids that no store, key or address can carry; what is missing is `check_request`'s.
+
+    Raises:
+        InvalidIdentifierError: as `configuration.check_id`.
+    """
+    for text, what in (
+        (request.id, "id of the machine"),
+        (request.config, "name of the configuration"),
+        (request.event.event_id, "id of the event"),
+        (request.event.transition.event, "name of the event"),
+    ):
+        if text:
+            check_id(text, what)
 
 
 class ConfiguredStateMachine:
@@ -142,6 +173,14 @@ class ConfiguredStateMachine:
             MalformedMachineError: it names another configuration, or is in none of its states.
         """
         check_valid(self.configuration)
+        self.check_machine()
+
+    def check_machine(self) -> None:
+        """As `check_valid`, of a configuration that is known to be valid.
+
+        Raises:
+            MalformedMachineError: the machine names another configuration, or is in none of its states.
+        """
         identity = identity_of(self.configuration)
         if self.machine.config_id != identity:
             raise MalformedMachineError(f"machine of {self.machine.config_id!r} is used with {identity!r}")

@@ -115,3 +115,63 @@ async def test_directory_of_the_environment(
     monkeypatch.delenv("TLS_CONFIG_DIR")
     with pytest.raises(TLSFileError, match=r"/etc/statemachine/certs/server\.pem"):
         ServerTLS().credentials()
+
+
+async def test_certificate_is_renewed_without_a_restart(store: DatabaseStore, files: Path) -> None:
+    before = (files / "ca.pem").read_bytes()
+    after = trustme.CA()
+    async with FSMServer(store, options(tls=ServerTLS(files))) as server:
+        assert await health_of(server.port, trusting(before))
+        async with client_of(server.port, trusting(before)) as old:
+            await old.Health(Empty(), timeout=20)
+            write(after, files, "server", "127.0.0.1", "localhost")
+
+            assert await health_of(server.port, trusting(after.cert_pem.bytes()))
+            assert await code_of(server.port, trusting(before)) == StatusCode.UNAVAILABLE
+            assert (await old.Health(Empty(), timeout=20)).tlsEnabled  # its connection stays
+
+
+async def test_authority_of_clients_is_exchanged_without_a_restart(store: DatabaseStore, files: Path) -> None:
+    trusted = files / "trusted.pem"
+    trusted.write_bytes((files / "ca.pem").read_bytes())
+    other = trustme.CA()
+    write(other, files, "other", "somebody@example.org")
+    own, others = (
+        ClientTLS(trusted, files / f"{name}.pem", files / f"{name}-key.pem").credentials()
+        for name in ("client", "other")
+    )
+    async with FSMServer(store, options(tls=ServerTLS(files, mutual=True))) as server:
+        assert await health_of(server.port, own)
+        assert await code_of(server.port, others) == StatusCode.UNAVAILABLE
+
+        other.cert_pem.write_to_path(files / "ca.pem")
+
+        assert await health_of(server.port, others)
+        assert await code_of(server.port, own) == StatusCode.UNAVAILABLE
+
+
+async def test_certificate_that_is_half_written_is_left_aside(
+    store: DatabaseStore, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = (files / "ca.pem").read_bytes()
+    key = (files / "server-key.pem").read_bytes()
+    async with FSMServer(store, options(tls=ServerTLS(files))) as server:
+        for content in (b"", b"no PEM", trustme.CA().issue_cert("localhost").private_key_pem.bytes()):
+            (files / "server-key.pem").write_bytes(content)
+            for _ in range(2):
+                assert await health_of(server.port, trusting(authority))
+        (files / "server.pem").unlink()
+        assert await health_of(server.port, trusting(authority))
+
+        write(trustme.CA(), files, "server", "127.0.0.1")
+        (files / "server-key.pem").write_bytes(key)  # of another certificate
+        assert await health_of(server.port, trusting(authority))
+        after = trustme.CA()
+        write(after, files, "server", "127.0.0.1")
+        assert await health_of(server.port, trusting(after.cert_pem.bytes()))
+    assert caplog.text.count("server-key.pem") == 1
+    assert caplog.text.count("server.pem cannot be used") == 1
+
+
+def trusting(authority: bytes) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(root_certificates=authority)

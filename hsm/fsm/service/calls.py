@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from hsm.fsm.configuration import check_id, check_valid, identity_of, with_defaults
-from hsm.fsm.domain import ConfiguredStateMachine
+from hsm.fsm.domain import ConfiguredStateMachine, check_names
 from hsm.fsm.errors import (
     AlreadyExistsError,
     ConfigurationNotFoundError,
@@ -125,7 +125,7 @@ class Calls:
             message = f"there is no configuration {machine.config_id!r}"
             raise CallRefusedError(Refusal.FAILED_PRECONDITION, message) from error
         machine.state = machine.state or configuration.starting_state
-        ConfiguredStateMachine(configuration, machine).check_valid()
+        ConfiguredStateMachine(configuration, machine).check_machine()
         expected = request.expected_revision if request.HasField("expected_revision") else None
         machine.revision = await self._store.put_state_machine(id_, machine, expected_revision=expected)
         return PutResponse(id=id_, fsm=machine)
@@ -185,15 +185,7 @@ class Calls:
                 than the service's.
         """
         self._check_namespace(request)
-        event = request.event
-        for text, what in (
-            (request.id, "id of the machine"),
-            (request.config, "name of the configuration"),
-            (event.event_id, "id of the event"),
-            (event.transition.event, "name of the event"),
-        ):
-            if text:  # what is missing has an error of its own
-                check_id(text, what)
+        check_names(request)
         try:
             return await self._events.submit(request)
         except ConfigurationNotFoundError as error:

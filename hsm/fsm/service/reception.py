@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable
 from typing import Final
 
+from hsm.fsm.domain import check_names, check_request
 from hsm.fsm.errors import (
     AlreadyExistsError,
     ConfigurationNotFoundError,
@@ -23,6 +24,7 @@ from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, Event
 __all__ = ["Reception"]
 
 _LOG: Final = logging.getLogger("hsm.fsm.service.intake")
+_MOST_PUBLISHED_BYTES: Final = 64 * 1024
 
 
 class Reception:
@@ -45,6 +47,8 @@ class Reception:
         if request.namespace not in {"", self._namespace}:
             raise PoisonError(f"the message is for namespace {request.namespace!r}, not {self._namespace!r}")
         try:
+            check_request(request)
+            check_names(request)
             return await self._processor.accept(request)
         except EventError as error:
             await self._refuse(request, error)
@@ -77,6 +81,11 @@ class Reception:
         await self._publish(request, outcome)
 
     async def _publish(self, request: EventRequest, outcome: EventOutcome) -> None:
-        if self._publisher is not None:
-            response = EventResponse(event_id=request.event.event_id, outcome=outcome)
-            await self._publisher.publish(response)
+        if self._publisher is None:
+            return
+        response = EventResponse(event_id=request.event.event_id, outcome=outcome)
+        if response.ByteSize() > _MOST_PUBLISHED_BYTES:
+            # A queue that cannot carry it would hold up what follows for ever. The dead letter has it all.
+            _LOG.warning("the outcome of an event is not published, as its names are too long")
+            return
+        await self._publisher.publish(response)

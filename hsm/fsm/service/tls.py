@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias, cast
 
 import attrs
 import grpc
@@ -21,13 +23,16 @@ DEFAULT_TLS_DIRECTORY: Final = Path("/etc/statemachine/certs")
 
 _AUTHORITY: Final = "ca.pem"
 _PRIVATE: Final = "PRIVATE KEY-----"
+_LOG: Final = logging.getLogger("hsm.fsm.service")
 
 
 @attrs.frozen
 class ServerTLS:
     """The service's certificate, `server.pem` with `server-key.pem`, and `ca.pem`, which vouches for clients.
 
-    TLS 1.2 is the oldest version that is spoken.
+    TLS 1.2 is the oldest version that is spoken. The files are read again for each new connection, so that a
+    certificate can be renewed, or an authority exchanged, while the service runs; connections that are open
+    stay. Files that cannot be used then, or do not belong together, are left aside for those from before.
 
     Attributes:
         directory: of the files; None for that in `TLS_CONFIG_DIR`, or else `/etc/statemachine/certs`.
@@ -38,17 +43,65 @@ class ServerTLS:
     mutual: bool = False
 
     def credentials(self) -> grpc.ServerCredentials:
-        """The files as they are now.
+        """The files as they are now, and as they will be.
 
         Raises:
             TLSFileError: one of them is not there, or is not what it should be.
         """
-        directory = self.directory or _named_directory()
-        certificate = _read(directory / "server.pem")
-        key = _read(directory / "server-key.pem", private=True)
-        authority = _read(directory / _AUTHORITY)
-        return grpc.ssl_server_credentials(
-            [(key, certificate)], authority if self.mutual else None, require_client_auth=self.mutual
+        files = _ServerFiles(self.directory or _named_directory(), mutual=self.mutual)
+        # The stubs leave out that the answer may be None: nothing is new.
+        renewed = cast("Callable[[], grpc.ServerCertificateConfiguration]", files.renewed)
+        return grpc.dynamic_ssl_server_credentials(
+            files.read(), renewed, require_client_authentication=self.mutual
+        )
+
+
+_Contents: TypeAlias = tuple[bytes, bytes, bytes]
+
+
+class _ServerFiles:
+    """The files of a server, which may be replaced at any time."""
+
+    def __init__(self, directory: Path, *, mutual: bool) -> None:
+        self._directory = directory
+        self._mutual = mutual
+        self._contents: _Contents | None = None
+        self._complaint = ""
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """What they hold.
+
+        Raises:
+            TLSFileError: one of them is not there, or is not what it should be.
+        """
+        self._contents = self._read()
+        return self._configuration(self._contents)
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What they hold, if that is new; called by gRPC for each connection, in a thread of its own."""
+        try:
+            contents = self._read()
+        except TLSFileError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _LOG.warning("the certificate from before stays in use: %s", error)
+            return None
+        self._complaint = ""
+        if contents == self._contents:
+            return None
+        self._contents = contents
+        _LOG.info("the certificate in %s was renewed", self._directory)
+        return self._configuration(contents)
+
+    def _read(self) -> _Contents:
+        certificate = _read(self._directory / "server.pem")
+        key = _read(self._directory / "server-key.pem", private=True)
+        return certificate, key, _read(self._directory / _AUTHORITY)
+
+    def _configuration(self, contents: _Contents) -> grpc.ServerCertificateConfiguration:
+        certificate, key, authority = contents
+        return grpc.ssl_server_certificate_configuration(
+            [(key, certificate)], authority if self._mutual else None
         )
 
 
