@@ -14,6 +14,7 @@ from hsm.cli._database import URL_VARIABLE
 from hsm.cli._errors import CommandError
 from hsm.cli._fsm_options import (
     SECONDS,
+    TEXT,
     DatabaseOptions,
     KeepingOptions,
     TargetOptions,
@@ -65,12 +66,14 @@ def apply(file: IO[bytes], replace: bool, wait: float, target: TargetOptions) ->
 
 
 @fsm.command()
-@click.argument("configuration", metavar="CONFIGURATION")
-@click.argument("machine", metavar="ID")
-@click.argument("event", metavar="EVENT")
-@click.option("--event-id", default="", help="The same id again does nothing; left out, a new one.")
-@click.option("--details", default="", help="What the event carries.")
-@click.option("--originator", default="", help="Who sends it.")
+@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
+@click.argument("machine", type=TEXT, metavar="ID")
+@click.argument("event", type=TEXT, metavar="EVENT")
+@click.option(
+    "--event-id", type=TEXT, default="", help="The same id again does nothing; left out, a new one."
+)
+@click.option("--details", type=TEXT, default="", help="What the event carries.")
+@click.option("--originator", type=TEXT, default="", help="Who sends it.")
 @click.option(
     "--expect-revision",
     type=click.IntRange(0),
@@ -103,7 +106,7 @@ def get() -> None:
 
 
 @get.command("configuration")
-@click.argument("name", required=False, default="", metavar="[NAME[:VERSION]]")
+@click.argument("name", type=TEXT, required=False, default="", metavar="[NAME[:VERSION]]")
 @_json
 @target_options
 def get_configuration(name: str, as_json: bool, target: TargetOptions) -> int:
@@ -112,8 +115,8 @@ def get_configuration(name: str, as_json: bool, target: TargetOptions) -> int:
 
 
 @get.command("machine")
-@click.argument("configuration", metavar="CONFIGURATION")
-@click.argument("machine", metavar="ID")
+@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
+@click.argument("machine", type=TEXT, metavar="ID")
 @_json
 @target_options
 def get_machine(configuration: str, machine: str, as_json: bool, target: TargetOptions) -> int:
@@ -122,8 +125,8 @@ def get_machine(configuration: str, machine: str, as_json: bool, target: TargetO
 
 
 @get.command("event")
-@click.argument("configuration", metavar="CONFIGURATION")
-@click.argument("event_id", metavar="EVENT_ID")
+@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
+@click.argument("event_id", type=TEXT, metavar="EVENT_ID")
 @_json
 @target_options
 def get_event(configuration: str, event_id: str, as_json: bool, target: TargetOptions) -> int:
@@ -132,8 +135,8 @@ def get_event(configuration: str, event_id: str, as_json: bool, target: TargetOp
 
 
 @get.command("outcome")
-@click.argument("configuration", metavar="CONFIGURATION")
-@click.argument("event_id", metavar="EVENT_ID")
+@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
+@click.argument("event_id", type=TEXT, metavar="EVENT_ID")
 @_json
 @target_options
 def get_outcome(configuration: str, event_id: str, as_json: bool, target: TargetOptions) -> int:
@@ -142,8 +145,8 @@ def get_outcome(configuration: str, event_id: str, as_json: bool, target: Target
 
 
 @fsm.command()
-@click.argument("configuration", metavar="CONFIGURATION")
-@click.option("--list", "state", metavar="STATE", help="List the machines in this state instead.")
+@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
+@click.option("--list", "state", type=TEXT, metavar="STATE", help="List the machines in this state instead.")
 @_json
 @target_options
 def states(configuration: str, state: str | None, as_json: bool, target: TargetOptions) -> int:
@@ -152,7 +155,7 @@ def states(configuration: str, state: str | None, as_json: bool, target: TargetO
 
 
 @fsm.command()
-@click.argument("configuration", metavar="NAME:VERSION")
+@click.argument("configuration", type=TEXT, metavar="NAME:VERSION")
 @click.option(
     "--format",
     "language",
@@ -161,7 +164,7 @@ def states(configuration: str, state: str | None, as_json: bool, target: TargetO
     show_default=True,
     help="svg needs the program `dot` of Graphviz.",
 )
-@click.option("--machine", default="", metavar="ID", help="Show where this machine is, and was.")
+@click.option("--machine", type=TEXT, default="", metavar="ID", help="Show where this machine is, and was.")
 @target_options
 def diagram(configuration: str, language: str, machine: str, target: TargetOptions) -> int:
     """Draw a configuration, or a machine that follows it, to standard output."""
@@ -212,7 +215,7 @@ def diagram(configuration: str, language: str, machine: str, target: TargetOptio
     default=0.0,
     show_default=True,
     metavar="SECONDS",
-    help="Events, after their outcome; 0 for ever.",
+    help="Events, after their outcome; 0 for as long as the outcome.",
 )
 @click.option(
     "--keep-outcomes",

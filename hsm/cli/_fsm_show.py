@@ -93,7 +93,7 @@ async def states(out: Console, name: str, state: str | None, as_json: bool, opti
     if as_json:
         _print(out, counts, as_json=True)
         return 0
-    width = max(map(len, counts))
+    width = max(map(len, counts), default=0)
     for each, count in counts.items():
         out.print(f"{each:<{width}}  {count}", markup=False, highlight=False, soft_wrap=True)
     return 0

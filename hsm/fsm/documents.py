@@ -55,6 +55,8 @@ _KINDS: Final[dict[str, type[Configuration | FiniteStateMachine | EventRequest]]
     "FiniteStateMachine": FiniteStateMachine,
     "EventRequest": EventRequest,
 }
+# A short file can stand for any amount of text, by aliases of one that is long.
+_MOST_BYTES: Final = 64 * 1024 * 1024
 _NULL: Final = "tag:yaml.org,2002:null"
 _DIGITS: Final = re.compile(r"[0-9]{1,20}")
 # None of the messages has a number that may be negative.
@@ -140,6 +142,7 @@ class _Reader:
 
     def __init__(self, source: str) -> None:
         self._source = source
+        self._bytes_left = _MOST_BYTES
 
     def document(self, node: yaml.Node) -> Document:
         entries = {key.value: value for key, value in self._entries(node, "the document")}
@@ -238,6 +241,12 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode) or node.tag == _NULL:
             raise self._refusal(node, f"{where} is no text")
         value: str = node.value
+        try:
+            self._bytes_left -= len(value.encode())
+        except UnicodeEncodeError as error:
+            raise self._refusal(node, f"{where} is {value[:100]!r}, no Unicode text") from error
+        if self._bytes_left < 0:
+            raise self._refusal(node, f"the documents have more than {_MOST_BYTES} bytes of text")
         return value
 
     def _required(self, entries: dict[str, yaml.Node], name: str, node: yaml.Node) -> str:

@@ -235,6 +235,8 @@ async def test_service_with_tls(tmp_path: Path) -> None:
         ("get", "configuration", "--db", "memory://x"),
         ("get", "configuration", "--db", "nothing://x"),
         ("get", "configuration", "--redis-layout"),
+        ("get", "machine", "orders", "\udcff", "--addr", "127.0.0.1:1", "--insecure"),
+        ("send", "orders", "o1", "pay\udcff", "--addr", "127.0.0.1:1", "--insecure"),
         ("get", "configuration", "--tls-cert", __file__),
     ],
 )

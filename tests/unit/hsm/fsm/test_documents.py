@@ -140,6 +140,8 @@ HEAD = "apiVersion: v1alpha\nkind: Configuration\n"
         (f"{HEAD}spec:\n  starting_state: x\n  startingState: y", 5, "spec says startingState twice"),
         (f"{HEAD}spec:\n  name: [x]", 4, "spec.name is no text"),
         (f"{HEAD}spec:\n  name:", 4, "spec.name is no text"),
+        (f'{HEAD}spec:\n  name: "\\ud800"', 4, "spec.name is '\\ud800', no Unicode text"),
+        ('apiVersion: v1alpha\nkind: "\\udfff"\nspec: {}', 2, "kind is '\\udfff', no Unicode text"),
         (f"{HEAD}spec:\n  states: new", 4, "spec.states is no list"),
         (f"{HEAD}spec:\n  states:\n    - a\n    - {{b: c}}", 6, "spec.states is no text"),
         (f"{HEAD}spec:\n  transitions:\n    - form: a", 5, "unknown key 'form' in spec.transitions"),
@@ -178,6 +180,22 @@ def test_nothing_but_data_is_read() -> None:
 def test_nesting_without_end_is_refused() -> None:
     with pytest.raises(DocumentError):
         read_documents("[" * 5_000)
+
+
+def test_aliases_do_not_make_a_short_file_long() -> None:
+    """Nor do they go round in circles."""
+    events = ", ".join(["{details: *text}"] * 20_000)
+    text = f"""\
+apiVersion: v1alpha
+kind: FiniteStateMachine
+spec:
+  state: &text {"x" * 20_000}
+  history: [{events}]
+"""
+    with pytest.raises(DocumentError, match="more than 67108864 bytes of text"):
+        read_documents(text)
+    with pytest.raises(DocumentError, match=r"spec.history.details is no text"):
+        read_documents(text.replace(f"[{events}]", "&round [{details: *round}]"))
 
 
 @given(st.text() | st.binary())
