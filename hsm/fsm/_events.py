@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
+from hsm.fsm._accepted import accepted_event
 from hsm.fsm._configurations import Configurations
 from hsm.fsm._machines import IF_ABSENT
 from hsm.fsm._processing import Recorder
@@ -14,6 +18,7 @@ from hsm.fsm._rows import (
     check_stored_id,
     decode,
     event_key,
+    event_of,
     machine_partition,
     notification_key,
     outcome_key,
@@ -25,6 +30,7 @@ from hsm.fsm._rows import (
 from hsm.fsm.errors import (
     AlreadyExistsError,
     ConfigurationNotFoundError,
+    InvalidDataError,
     NotFoundError,
     OutcomePendingError,
 )
@@ -38,6 +44,8 @@ from persistence.store import DeleteRequest, EngineStore, GetRequest, GetRespons
 __all__ = ["Events"]
 
 _PAGE: Final = 100
+
+_logger: Final = logging.getLogger(__name__)
 
 
 class Events:
@@ -158,8 +166,12 @@ class Events:
         response = await self._store.get(GetRequest(partition=self._partition(name), key=key))
         if response.data is None:
             return None
-        return AcceptedEvent(
-            decode(EventRequest.FromString, response.data, f"pending event {key!r}"), row.position
+        return accepted_event(
+            response.data,
+            name=name,
+            id_=row.machine_id,
+            event_id=event_of(row.position),
+            position=row.position,
         )
 
     async def next_pending_machine(self, name: str, after: str) -> str | None:
@@ -172,13 +184,14 @@ class Events:
         """Pending events of a machine, in order."""
         prefix = pending_prefix(id_)
         rows = self._store.scan(self._partition(name), prefix, prefix_end(prefix), limit=limit)
-        return [
-            AcceptedEvent(
-                decode(EventRequest.FromString, item.value, f"pending event {item.key!r}"),
-                item.key.removeprefix(prefix),
+        events: list[AcceptedEvent] = []
+        async for item in rows:
+            position = item.key.removeprefix(prefix)
+            event_id = event_of(position)
+            events.append(
+                accepted_event(item.value, name=name, id_=id_, event_id=event_id, position=position)
             )
-            async for item in rows
-        ]
+        return events
 
     async def settle(self, event: AcceptedEvent, outcome: EventOutcome) -> EventOutcome:
         """Give an event an outcome, unless it has one."""
@@ -188,7 +201,12 @@ class Events:
             try:
                 await self._store.multi(self._recorder.operations(partition, event, outcome))
             except ETagMismatchError:
-                found = await self._outcome(request.event.event_id, request.config)
+                try:
+                    found = await self._outcome(request.event.event_id, request.config)
+                except InvalidDataError as error:
+                    # It has one, be it damaged; for it to stay pending would help nobody.
+                    _logger.error("%s", error)  # noqa: TRY400  no defect of ours
+                    found = outcome
                 if found is None:
                     continue
                 if event.position:
@@ -197,19 +215,34 @@ class Events:
                 return found
             return outcome
 
-    async def notifications(self, name: str, after: str) -> Sequence[Notification]:
-        """Some notifications that follow a position."""
+    async def notifications(self, name: str, after: str) -> tuple[list[Notification], str]:
+        """Some notifications that follow a position, and the position where to go on; "" at the end."""
         start = notification_key(after) if after else NOTIFICATIONS
         rows = self._store.scan(self._partition(name), start, prefix_end(NOTIFICATIONS), limit=_PAGE)
-        found = [
-            Notification(
-                name,
-                item.key.removeprefix(NOTIFICATIONS),
-                decode(EventResponse.FromString, item.value, f"notification {item.key!r}"),
-            )
-            async for item in rows
-        ]
-        return [each for each in found if each.position != after]
+        found: list[Notification] = []
+        last = ""
+        async for item in rows:
+            position = item.key.removeprefix(NOTIFICATIONS)
+            if position == after:
+                continue
+            last = position
+            response = await self._response(name, position, item.value)
+            if response is not None:
+                found.append(Notification(name, position, response))
+        return found, last
+
+    async def _response(self, name: str, position: str, stored: bytes) -> EventResponse | None:
+        """What somebody is to be told; from the outcome, if the notification is damaged."""
+        try:
+            return EventResponse.FromString(stored)
+        except DecodeError as error:
+            _logger.error("notification %r of %r cannot be decoded: %s", position, name, error)  # noqa: TRY400
+        event_id = event_of(position)
+        try:
+            outcome = await self._outcome(event_id, name)
+        except InvalidDataError:
+            outcome = None
+        return None if outcome is None else EventResponse(event_id=event_id, outcome=outcome)
 
     async def remove_notification(self, notification: Notification) -> None:
         """Forget a notification."""

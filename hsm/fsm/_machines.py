@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-from hsm.fsm._rows import decode, history_key, machine_key, state_key
+from hsm.fsm._rows import decode, deleted_key, history_key, machine_key, state_key
 from persistence.proto.fsm_pb2 import MachineRow
 from persistence.proto.statemachine_pb2 import Event
 from persistence.store import (
@@ -23,7 +23,7 @@ from persistence.store import (
     SetRequest,
 )
 
-__all__ = ["IF_ABSENT", "MARK", "OWN_OPERATIONS", "Change", "Held", "Machines"]
+__all__ = ["IF_ABSENT", "MARK", "OWN_OPERATIONS", "Change", "Held", "Machines", "history_deletes"]
 
 IF_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
 MARK: Final = b"1"  # nobody reads it: the key says all
@@ -144,14 +144,24 @@ class Change:
         )
         return [condition, *operations]
 
-    def deletion(self) -> list[Operation]:
-        """What deletes the machine and takes it out of the index; its history is left."""
+    def deletion(self, most_operations: int) -> tuple[list[Operation], str | None]:
+        """What deletes the machine, takes it out of the index, and deletes its history.
+
+        A history that does not fit is left, and a row that says so, whose key is answered: whoever deletes
+        the history deletes that row at last, so that a crash leaves nothing that nobody knows of.
+        """
         assert self._held is not None
-        key = machine_key(self._id)
-        return [
+        row, key = self._held.row, machine_key(self._id)
+        operations: list[Operation] = [
             DeleteRequest(partition=self._partition, key=key, etag=self._held.etag),
-            DeleteRequest(partition=self._partition, key=state_key(self._held.row.state, self._id)),
+            DeleteRequest(partition=self._partition, key=state_key(row.state, self._id)),
         ]
+        if len(operations) + row.history_next - row.history_swept <= most_operations:
+            deletes = history_deletes(self._partition, self._id, row.history_swept, row.history_next)
+            return [*operations, *deletes], None
+        left = deleted_key(self._id, row.history_next)
+        value = row.SerializeToString()
+        return [*operations, SetRequest(partition=self._partition, key=left, value=value)], left
 
     def _index(self) -> Sequence[Operation]:
         before = None if self._held is None else self._held.row.state
@@ -169,7 +179,9 @@ class Change:
         known = first if self._held is None else self._held.row.history_next
         last = min(self.row.history_first, first + _SWEPT_AT_ONCE, known)
         self.row.history_swept = max(first, last)
-        return [
-            DeleteRequest(partition=self._partition, key=history_key(self._id, number))
-            for number in range(first, last)
-        ]
+        return history_deletes(self._partition, self._id, first, last)
+
+
+def history_deletes(partition: str, id_: str, first: int, end: int) -> list[Operation]:
+    """What deletes the events of a history from a number on, up to another one."""
+    return [DeleteRequest(partition=partition, key=history_key(id_, number)) for number in range(first, end)]

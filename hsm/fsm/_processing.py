@@ -1,17 +1,17 @@
-"""Events to machines: one transaction for what happens, one worker a machine, many events at once."""
+"""Events to machines: one transaction for what happens, however many events it takes."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import attrs
 
-from hsm.fsm._configurations import Configurations, Moves
+from hsm.fsm._configurations import Configurations
 from hsm.fsm._machines import IF_ABSENT, OWN_OPERATIONS, Change, Held, Machines
+from hsm.fsm._moves import Moves
 from hsm.fsm._rows import (
+    damaged_key,
     decode,
     event_key,
     machine_partition,
@@ -33,16 +33,12 @@ from hsm.fsm.outcomes import outcome_of
 from hsm.fsm.store import AcceptedEvent
 from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError, TransactionTooLargeError
 from persistence.proto.fsm_pb2 import EventRow
-from persistence.proto.statemachine_pb2 import Event, EventOutcome, EventRequest, EventResponse
+from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, EventResponse
 from persistence.store import DeleteRequest, EngineStore, GetRequest, Operation, SetRequest
 
-__all__ = ["Lanes", "Processing", "Recorder", "events_in_transaction"]
+__all__ = ["Processing", "Recorder", "events_in_transaction"]
 
 _OPERATIONS_OF_EVENT: Final = 5
-
-MachineKey = tuple[str, str]
-Process: TypeAlias = Callable[[str, str, Sequence[AcceptedEvent]], Awaitable[Sequence[EventOutcome]]]
-"""Carries out events to a machine: name of its configuration, id, and the events in their order."""
 
 
 @attrs.frozen
@@ -68,7 +64,10 @@ class Recorder:
                 options=IF_ABSENT,
             )
         ]
-        if not event.position or self.event_metadata:
+        if event.damage is not None:
+            key = damaged_key(request.id, event.position)
+            operations.append(SetRequest(partition=partition, key=key, value=event.damage))
+        elif not event.position or self.event_metadata:
             # One that was accepted is kept for as long as it is pending; its time to live begins now.
             row = EventRow(event=request.event, machine_id=request.id, position=event.position)
             operations.append(
@@ -202,69 +201,6 @@ def events_in_transaction(operations: int) -> int:
     return max(1, (operations - OWN_OPERATIONS) // _OPERATIONS_OF_EVENT)
 
 
-class Lanes:
-    """Takes events from anywhere in the process, and has one worker for each machine that has some.
-
-    What comes for a machine while its worker waits for the database goes into its next transaction.
-    """
-
-    def __init__(self, process: Process, batch: int) -> None:
-        """Take at most `batch` events at once."""
-        self._process = process
-        self._batch = batch
-        self._lanes: dict[MachineKey, deque[tuple[AcceptedEvent, asyncio.Future[EventOutcome]]]] = {}
-        self._workers: set[asyncio.Task[None]] = set()
-
-    def submit(self, events: Sequence[AcceptedEvent]) -> list[asyncio.Future[EventOutcome]]:
-        """Futures of the outcomes of events, which are processed whether or not anybody waits for them."""
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[EventOutcome]] = []
-        for event in events:
-            future: asyncio.Future[EventOutcome] = loop.create_future()
-            futures.append(future)
-            key = (event.request.config, event.request.id)
-            lane = self._lanes.get(key)
-            if lane is None:
-                self._lanes[key] = deque([(event, future)])
-                worker = loop.create_task(self._work(key))
-                self._workers.add(worker)
-                worker.add_done_callback(self._workers.discard)
-            else:
-                lane.append((event, future))
-        return futures
-
-    async def drained(self) -> None:
-        """Return when nothing is under way."""
-        while self._workers:
-            await asyncio.wait(self._workers)
-
-    async def _work(self, key: MachineKey) -> None:
-        lane = self._lanes[key]
-        while lane:
-            batch = [lane.popleft() for _ in range(min(len(lane), self._batch))]
-            await self._carry_out(key, batch)
-        del self._lanes[key]
-
-    async def _carry_out(
-        self, key: MachineKey, batch: Sequence[tuple[AcceptedEvent, asyncio.Future[EventOutcome]]]
-    ) -> None:
-        try:
-            outcomes = await self._process(*key, [event for event, _ in batch])
-        except InvalidDataError as error:
-            if len(batch) == 1:
-                _fail(batch[0][1], error)
-                return
-            for each in batch:  # one of them is at fault, and no reason to refuse the others
-                await self._carry_out(key, [each])
-        except Exception as error:  # noqa: BLE001  told to whoever waits
-            for _, future in batch:
-                _fail(future, error)
-        else:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
-
-
 def _outcome(change: Change, moves: Moves | NotFoundError, request: EventRequest) -> EventOutcome:
     """What an event does to a machine, in memory; a refused one does nothing."""
     row = change.row
@@ -275,19 +211,10 @@ def _outcome(change: Change, moves: Moves | NotFoundError, request: EventRequest
             )
         if isinstance(moves, NotFoundError):
             raise moves
-        transition = moves.next(row.state, request.event.transition.event)
+        made = moves.made(row.state, request.event)
     except (NotFoundError, RevisionMismatchError, UnexpectedTransitionError) as error:
         return outcome_of(error, id=request.id, config=request.config)
-    made = Event()
-    made.CopyFrom(request.event)
-    made.transition.CopyFrom(transition)
     change.add_event(made)
-    row.state = transition.to
+    row.state = made.transition.to
     row.revision += 1
     return EventOutcome(id=request.id, config=request.config, revision=row.revision)
-
-
-def _fail(future: asyncio.Future[EventOutcome], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # seen: the caller may have given up

@@ -19,8 +19,11 @@ The partition `fsm/<namespace>/<name>` holds everything about the machines of a 
 | `o/<event>` | `EventOutcome` |
 | `p/<machine>/<position>` | `EventRequest`: accepted, without an outcome yet |
 | `x/<position>` | `EventResponse`: somebody is to be told of it |
+| `d/<machine>/<position>` | what stood in place of a pending event, and was none |
+| `g/<machine>/<number>` | `MachineRow` of a deleted machine whose history is still to be deleted |
 
-A position is a time in nanoseconds, with 20 digits, and the id of the event.
+A position is a time in nanoseconds, with 20 digits, and the id of the event. The number of a deleted machine
+is where its history ends.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from hsm.fsm.errors import InvalidDataError, InvalidIdentifierError
 from persistence.executions import escape, unescape
 
 __all__ = [
+    "DELETED",
     "NAMES",
     "NOTIFICATIONS",
     "PENDING",
@@ -42,8 +46,12 @@ __all__ = [
     "config_key",
     "config_partition",
     "config_prefix",
+    "damaged_key",
     "decode",
+    "deleted_key",
+    "deleted_machine",
     "event_key",
+    "event_of",
     "history_key",
     "machine_key",
     "machine_partition",
@@ -63,6 +71,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 NAMES: Final = "n/"
 PENDING: Final = "p/"
 NOTIFICATIONS: Final = "x/"
+DELETED: Final = "g/"
 
 
 def config_partition(namespace: str) -> str:
@@ -125,6 +134,11 @@ def position_of(nanos: int, event_id: str) -> str:
     return f"{nanos:020}/{event_id}"
 
 
+def event_of(position: str) -> str:
+    """The id of the event of a position."""
+    return position.partition("/")[2]
+
+
 def pending_prefix(id: str) -> str:  # noqa: A002  the word of the field
     """Prefix of the rows of the pending events of a machine."""
     return f"{PENDING}{escape(id)}/"
@@ -137,6 +151,21 @@ def pending_key(id: str, position: str) -> str:  # noqa: A002  the word of the f
 
 def pending_machine(key: str) -> str:
     """The machine of a key that `pending_key` has made."""
+    return unescape(key.split("/", 2)[1])
+
+
+def damaged_key(id: str, position: str) -> str:  # noqa: A002  the word of the field
+    """Key of what stood in place of a pending event."""
+    return f"d/{escape(id)}/{position}"
+
+
+def deleted_key(id: str, number: int) -> str:  # noqa: A002  the word of the field
+    """Key of a deleted machine whose history is still there; the number is where that ends."""
+    return f"{DELETED}{escape(id)}/{number:020}"
+
+
+def deleted_machine(key: str) -> str:
+    """The machine of a key that `deleted_key` has made."""
     return unescape(key.split("/", 2)[1])
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from hsm.fsm._configurations import Configurations
-from hsm.fsm._machines import MARK, Change, Held, Machines
+from hsm.fsm._machines import MARK, Change, Held, Machines, history_deletes
 from hsm.fsm._rows import (
+    DELETED,
     check_stored_id,
     decode,
+    deleted_machine,
     history_key,
     machine_key,
     machine_partition,
@@ -21,6 +24,7 @@ from hsm.fsm.errors import InvalidDataError, NotFoundError, RevisionMismatchErro
 from hsm.fsm.keys import CONFIG_ID_SEPARATOR
 from persistence.errors import ETagMismatchError
 from persistence.options import prefix_end
+from persistence.proto.fsm_pb2 import MachineRow
 from persistence.proto.statemachine_pb2 import Event, FiniteStateMachine
 from persistence.store import DeleteRequest, EngineStore, Operation, SetRequest
 
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Writing"]
 
 T = TypeVar("T")
+
+_logger: Final = logging.getLogger(__name__)
 
 
 class Writing:
@@ -112,28 +118,49 @@ class Writing:
         return FiniteStateMachine(config_id=row.config_id, state=row.state, revision=row.revision)
 
     async def delete(self, id_: str, name: str, expected: int | None) -> None:
-        """Delete a machine, and then its history."""
+        """Delete a machine with its history; a long one afterwards."""
         partition = self._partition(name)
 
-        async def attempt() -> Held:
+        async def attempt() -> tuple[MachineRow, str | None]:
             held = await self._machines.read(partition, id_)
             if held is None:
                 raise NotFoundError(f"{name}#{id_}")
             _check_revision(f"{name}#{id_}", held, expected)
-            await self._store.multi(Change(partition, id_, held, first_number=0).deletion())
+            change = Change(partition, id_, held, first_number=0)
+            operations, left = change.deletion(self._store.limits.operations)
+            await self._store.multi(operations)
             self._machines.forget(partition, id_)
-            return held
+            return held.row, left
 
-        await self._sweep(partition, id_, await self._in_turn(id_, name, attempt))
+        row, left = await self._in_turn(id_, name, attempt)
+        if left is not None:
+            await self._delete_history(partition, id_, row, left)
 
-    async def _sweep(self, partition: str, id_: str, held: Held) -> None:
-        """Delete what is left of a history. Nobody reads it: the next machine of the id numbers otherwise."""
-        at_once = self._store.limits.operations
-        keys = [history_key(id_, number) for number in range(held.row.history_swept, held.row.history_next)]
-        for start in range(0, len(keys), at_once):
+    async def sweep(self, name: str) -> None:
+        """Delete the histories whose deletion broke off."""
+        partition = self._partition(name)
+        async for item in self._store.scan(partition, DELETED, prefix_end(DELETED)):
+            try:
+                row = decode(MachineRow.FromString, item.value, f"deleted machine {item.key!r}")
+            except InvalidDataError as error:
+                _logger.error("%s", error)  # noqa: TRY400  no defect of ours
+                continue
+            await self._delete_history(partition, deleted_machine(item.key), row, item.key)
+
+    async def _delete_history(self, partition: str, id_: str, row: MachineRow, left: str) -> None:
+        """Delete the history of a deleted machine, and at last the row that says how much there is.
+
+        Nobody reads it any more: the next machine of the id numbers otherwise.
+        """
+        most = self._store.limits.operations - 1
+        while row.history_swept < row.history_next:
+            end = min(row.history_swept + most, row.history_next)
+            deletes = history_deletes(partition, id_, row.history_swept, end)
+            row.history_swept = end
             await self._store.multi(
-                [DeleteRequest(partition=partition, key=key) for key in keys[start : start + at_once]]
+                [*deletes, SetRequest(partition=partition, key=left, value=row.SerializeToString())]
             )
+        await self._store.delete(DeleteRequest(partition=partition, key=left))
 
     async def _change(
         self, id_: str, name: str, expected: int | None, apply: Callable[[Change], Awaitable[None]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -17,8 +16,10 @@ from hsm.engine.clock import Clock, SystemClock, from_nanos
 from hsm.fsm._configurations import Configurations
 from hsm.fsm._events import Events
 from hsm.fsm._guard import guarded
+from hsm.fsm._lanes import Lanes
+from hsm.fsm._lifetimes import ttl_of_event
 from hsm.fsm._machines import Machines
-from hsm.fsm._processing import Lanes, Processing, Recorder, events_in_transaction
+from hsm.fsm._processing import Processing, Recorder, events_in_transaction
 from hsm.fsm._turns import Turns
 from hsm.fsm._writing import Writing
 from hsm.fsm.domain import check_request, update_event
@@ -48,7 +49,8 @@ class DatabaseOptions:
     Attributes:
         timeout: how long one operation may take; zero: as long as it likes. Many share one commit.
         max_attempts: of an operation that others were faster than.
-        event_ttl: how long an event is kept after it has its outcome, in whole seconds, rounded up.
+        event_ttl: how long an event is kept after it has its outcome, in whole seconds, rounded up; no longer
+            than the outcome.
         outcome_ttl: how long an outcome is kept, and an event that comes again is answered with it.
         history_cap: events that the history of a machine keeps; None keeps all.
         notify: whether outcomes of refused events are kept until somebody was told of them.
@@ -106,7 +108,7 @@ class DatabaseStore:
         self._clock = self._options.clock
         self._last_nanos = 0
         self._logger = logging.getLogger(f"{__name__}.{namespace}")
-        event_metadata = self._metadata(self._options.event_ttl)
+        event_metadata = self._metadata(ttl_of_event(self._options.event_ttl, self._options.outcome_ttl))
         outcome_metadata = self._metadata(self._options.outcome_ttl)
         recorder = Recorder(
             event_metadata,
@@ -154,7 +156,7 @@ class DatabaseStore:
 
     async def aclose(self) -> None:
         """See `StoreManager`."""
-        await self._lanes.drained()
+        await self._lanes.aclose(self._timeout)
         await self._stack.aclose()
 
     def set_log_level(self, level: int) -> None:
@@ -266,10 +268,10 @@ class DatabaseStore:
     ) -> EventOutcome:
         """See `FSMStore`."""
         request = EventRequest(event=event, config=name, id=id, expected_revision=expected_revision)
-        check_request(request)
-        self._check_event_id(event)
-        update_event(request.event, now=from_nanos(self._clock.time_ns()))
-        (outcome,) = await self.process_events((AcceptedEvent(request),))
+        self._check(request)
+        if not event.HasField("timestamp"):
+            update_event(request.event, now=from_nanos(self._clock.time_ns()))
+        (outcome,) = await self._carry_out(name, id, (AcceptedEvent(request),))
         return outcome
 
     async def process_events(self, events: Sequence[AcceptedEvent]) -> Sequence[EventOutcome]:
@@ -277,14 +279,17 @@ class DatabaseStore:
         if not events:
             return ()
         for each in events:
-            check_request(each.request)
-            self._check_event_id(each.request.event)
+            self._check(each.request)
         first = events[0].request
         if any((each.request.config, each.request.id) != (first.config, first.id) for each in events):
             raise InvalidDataError("events that are processed together are for one machine")
-        async with self._guarded(f"events to machine {first.id!r} of {first.config!r}"):
-            # The futures survive a caller who gives up: what was begun is carried out.
-            return [await asyncio.shield(future) for future in self._lanes.submit(events)]
+        return await self._carry_out(first.config, first.id, events)
+
+    async def _carry_out(
+        self, name: str, id_: str, events: Sequence[AcceptedEvent]
+    ) -> Sequence[EventOutcome]:
+        async with self._guarded(f"events to machine {id_!r} of {name!r}"):
+            return await self._lanes.carry_out(name, id_, events)
 
     async def get_event(self, event_id: str, name: str) -> Event:
         """See `EventStore`."""
@@ -311,8 +316,7 @@ class DatabaseStore:
 
     async def accept_event(self, request: EventRequest) -> Acceptance:
         """See `EventStore`."""
-        check_request(request)
-        self._check_event_id(request.event)
+        self._check(request)
         async with self._guarded(f"event {request.event.event_id!r} of {request.config!r}"):
             return await self._events.accept(request, self._next_nanos())
 
@@ -344,23 +348,27 @@ class DatabaseStore:
         async with self._guarded(f"event {event.request.event.event_id!r} of {event.request.config!r}"):
             return await self._events.settle(event, outcome)
 
-    async def notifications(self) -> AsyncIterator[Notification]:
+    async def notifications(self, name: str | None = None) -> AsyncIterator[Notification]:
         """See `EventStore`."""
-        for name in await self.get_all_configs():
-            after = ""
-            while True:
-                async with self._guarded(f"notifications of {name!r}"):
-                    page = await self._events.notifications(name, after)
+        for each in [name] if name is not None else await self.get_all_configs():
+            more, after = True, ""
+            while more:
+                async with self._guarded(f"notifications of {each!r}"):
+                    page, after = await self._events.notifications(each, after)
                 for notification in page:
                     yield notification
-                    after = notification.position
-                if not page:
-                    break
+                more = bool(after)
 
     async def remove_notification(self, notification: Notification) -> None:
         """See `EventStore`."""
         async with self._guarded(f"notification of {notification.config!r}"):
             await self._events.remove_notification(notification)
+
+    async def sweep(self) -> None:
+        """See `StoreManager`: deletes the histories of deleted machines."""
+        for name in await self.get_all_configs():
+            async with self._guarded(f"deleted machines of {name!r}"):
+                await self._writing.sweep(name)
 
     def _guarded(self, what: str) -> guarded:
         return guarded(self._timeout, what)
@@ -380,6 +388,10 @@ class DatabaseStore:
         if Feature.TTL not in self._store.features:
             raise InvalidDataError(f"{self._store!r} cannot let rows expire")
         return {"ttlInSeconds": str(seconds)}
+
+    def _check(self, request: EventRequest) -> None:
+        check_request(request)
+        self._check_event_id(request.event)
 
     def _check_event_id(self, event: Event) -> None:
         if not event.event_id:

@@ -17,7 +17,13 @@ from hsm.errors import BusyError
 from hsm.fsm._lines import Lines, Machine
 from hsm.fsm._telling import Publish, Teller
 from hsm.fsm.domain import check_request, update_event
-from hsm.fsm.errors import FSMStoreError, InvalidDataError, NotFoundError
+from hsm.fsm.errors import (
+    FSMStoreError,
+    GenericStoreError,
+    InvalidDataError,
+    NotFoundError,
+    StoreTimeoutError,
+)
 from hsm.fsm.outcomes import outcome_of
 from hsm.fsm.store import Acceptance, AcceptedEvent, StoreManager
 from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, EventResponse
@@ -63,7 +69,7 @@ class EventProcessor:
 
     Use it as an async context manager. At the end it accepts nothing more, and processes what it has
     accepted; what the store keeps it from stays pending, and so may an event whose sender gave up while the
-    store was accepting it.
+    store was accepting it. What is left so is found at the next sweep, at the latest.
     """
 
     def __init__(
@@ -182,7 +188,13 @@ class EventProcessor:
         return complete
 
     async def _accept(self, request: EventRequest) -> Acceptance:
-        acceptance = await self._store.accept_event(request)
+        try:
+            acceptance = await self._store.accept_event(request)
+        except (asyncio.CancelledError, GenericStoreError, StoreTimeoutError):
+            # The store may have the event all the same, or have it in a moment, and nobody would say so.
+            lines, machine = self._lines, _machine_of(request)
+            self._clock.call_later(nanos_of(self._options.first_retry), lambda: lines.mark(machine))
+            raise
         if acceptance.pending is not None:
             self._lines.mark(_machine_of(acceptance.pending.request))
         return acceptance
@@ -204,14 +216,19 @@ class EventProcessor:
         failures = self._lines.failed(machine)
         pause = self._options.pause_after(failures)
         _logger.warning("events to machine %r of %r wait for %s: %s", machine[1], machine[0], pause, error)
-        self._clock.call_later(nanos_of(pause), lambda: self._lines.again(machine))
+        lines = self._lines  # those of this run, should there be another one by then
+        self._clock.call_later(nanos_of(pause), lambda: lines.again(machine))
 
     async def _drain(self, machine: Machine) -> None:
         """Process what waits for a machine; one batch, so that others have their turn."""
         name, id_ = machine
         events = await self._store.pending_events(id_, name, limit=self._options.batch)
-        if events:
-            await self._process(machine, events)
+        sound = [event for event in events if event.damage is None]
+        if sound:
+            await self._process(machine, sound)
+        for event in events:
+            if event.damage is not None:
+                await self._put_aside(machine, event, InvalidDataError("the stored event cannot be read"))
         if len(events) == self._options.batch:
             self._lines.mark(machine)
         else:
@@ -229,22 +246,26 @@ class EventProcessor:
     async def _one_by_one(
         self, machine: Machine, events: Sequence[AcceptedEvent], error: InvalidDataError
     ) -> None:
-        """Find the event that cannot be processed, and put it aside with an outcome."""
+        """Find the event that cannot be processed, and put it aside."""
         if len(events) > 1:
             for event in events:
                 await self._process(machine, [event])
             return
+        await self._put_aside(machine, events[0], error)
+
+    async def _put_aside(self, machine: Machine, event: AcceptedEvent, error: InvalidDataError) -> None:
+        """Give an event that cannot be processed an outcome that says so."""
         name, id_ = machine
         _logger.error(
-            "event %r to machine %r of %r is refused: %s", events[0].request.event.event_id, id_, name, error
+            "event %r to machine %r of %r is refused: %s", event.request.event.event_id, id_, name, error
         )
-        outcome = await self._store.settle_event(events[0], outcome_of(error, id=id_, config=name))
-        self._settled(machine, events[0], outcome)
+        outcome = await self._store.settle_event(event, outcome_of(error, id=id_, config=name))
+        self._settled(machine, event, outcome)
 
     def _settled(self, machine: Machine, event: AcceptedEvent, outcome: EventOutcome) -> None:
         self._lines.settle(machine, event.request.event.event_id, outcome)
         if self._teller is not None:
-            self._teller.wake()
+            self._teller.wake(machine[0])
 
     async def _look_up(self, machine: Machine) -> None:
         """Outcomes that somebody here waits for, and that another process has made."""
@@ -260,8 +281,9 @@ class EventProcessor:
             try:
                 async for name, id_ in self._store.pending_machines():
                     self._lines.mark((name, id_))
+                await self._store.sweep()
             except FSMStoreError as error:
-                _logger.warning("pending events cannot be looked for: %s", error)
+                _logger.warning("what was left behind cannot be looked for: %s", error)
             except Exception:
                 _logger.exception("the store failed in a way that it should not")
             if self._teller is not None:

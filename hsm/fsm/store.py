@@ -51,13 +51,17 @@ class AcceptedEvent:
     """An event on its way to its machine.
 
     Attributes:
-        request: the event, with id and time, and the machine that it is for.
+        request: the event, with id and time, and the machine that it is for. Of a damaged one only what its
+            place tells: machine and id.
         position: where it stands in the order of acceptance, as the store writes it; "" if it was not
             accepted before.
+        damage: what the store holds in place of the request, if that is none. Such an event can be settled,
+            and not processed.
     """
 
     request: EventRequest
     position: str = ""
+    damage: bytes | None = None
 
 
 @attrs.frozen
@@ -313,20 +317,27 @@ class EventStore(Protocol):
         *,
         limit: int | None = None,
     ) -> Sequence[AcceptedEvent]:
-        """Accepted events to a machine without an outcome, whoever accepted them, in order of acceptance."""
+        """Accepted events to a machine without an outcome, whoever accepted them, in order of acceptance.
+
+        Damaged ones are among them, where they stand.
+        """
         ...
 
     async def settle_event(self, event: AcceptedEvent, outcome: EventOutcome) -> EventOutcome:
         """Give an accepted event an outcome without sending it to its machine; its first outcome.
 
-        It is pending no more. For events that no machine can process, so that they do not block others.
+        It is pending no more. For events that no machine can process, so that they do not block others. What
+        was stored of a damaged one is kept apart, for people to look at.
         """
         ...
 
-    def notifications(self) -> AsyncIterator[Notification]:
+    def notifications(self, name: str | None = None) -> AsyncIterator[Notification]:
         """Outcomes of refused events that nobody was told of yet; in order within a configuration name.
 
-        They are kept only by a store that was made with `notify=True`, in the transaction of the outcome.
+        Those of one name, or of all.
+
+        They are kept only by a store that was made with `notify=True`, in the transaction of the outcome. One
+        that cannot be read is left out, and said in the log.
         """
         ...
 
@@ -363,8 +374,12 @@ class StoreManager(ConfigStore, FSMStore, EventStore, Protocol):
         """
         ...
 
+    async def sweep(self) -> None:
+        """Finish what processes that have died had begun, and what nobody else would finish."""
+        ...
+
     async def aclose(self) -> None:
-        """Finish what was begun, and release everything; a second call does nothing."""
+        """Finish what was begun, within the time-out, and release everything; a second call does nothing."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -283,6 +283,32 @@ async def test_damage_is_told_from_absence(raw: RawRedis, store: RedisStore) -> 
             await call
 
 
+async def test_repair_leaves_alone_what_is_no_text(raw: RawRedis, store: RedisStore) -> None:
+    raw.execute("SET", b"fsm:lamps#\xff", b"")
+    raw.add("fsm:lamps:state#on", "hall")  # hall is off
+
+    assert await store.repair("lamps") == 1
+
+    assert raw.execute("GET", b"fsm:lamps#\xff") == b""
+
+
+async def test_damaged_notification_holds_up_no_other(raw: RawRedis, world: RedisWorld) -> None:
+    store = await world.open(notify=True)
+    for number in range(3):
+        await store.accept_event(
+            EventRequest(config="lamps", id="hall", event=named("explode", f"e{number}"))
+        )
+    await store.process_events(await store.pending_events("hall", "lamps"))
+    key = "hsm:fsm:{lamps}:notifications"
+    second = [each async for each in store.notifications()][1].position
+    raw.execute("ZREMRANGEBYSCORE", key, second, second)
+    raw.execute("ZADD", key, second, b"\xff\xff")
+
+    told = [each.response.event_id async for each in store.notifications()]
+
+    assert told == ["e0", "e2"]
+
+
 async def test_sets_that_others_left_wrong_are_repaired(raw: RawRedis, store: RedisStore) -> None:
     raw.add("fsm:lamps:state#on", "hall", "nobody")  # hall is off
     raw.execute("SREM", "fsm:lamps:state#on", "attic")  # attic is on

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import attrs
 from google.protobuf.message import DecodeError, Message
 
+from hsm.fsm._turns import Turns
 from hsm.fsm.configuration import check_id
 from hsm.fsm.errors import (
     FSMStoreError,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from hsm.fsm.redis._opening import Opened
     from persistence.stores.redis.settings import Address
 
-__all__ = ["Base", "parsed", "valid_id"]
+__all__ = ["Base", "Settings", "parsed", "valid_id"]
 
 R = TypeVar("R")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -38,31 +40,35 @@ _LONGEST_PAUSE_SECONDS: Final = 0.5
 _PAGE_MEMBERS: Final = b"1000"
 
 
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What a store is made with; see `RedisStore`."""
+
+    address: str
+    is_cluster: bool
+    db: int
+    timeout: timedelta
+    max_retries: int
+    namespace: str
+    options: RedisStoreOptions
+
+
 class Base:
     """A store on a server or a cluster."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        is_cluster: bool,
-        db: int,
-        timeout: timedelta,
-        max_retries: int,
-        namespace: str,
-        options: RedisStoreOptions,
-    ) -> None:
-        if max_retries < 1:
-            raise InvalidDataError(f"max_retries={max_retries} allows no attempt; 1 is the least")
-        self._address = address
-        self._max_retries = max_retries
-        self._namespace = namespace
-        self._options = options
+    def __init__(self, settings: Settings) -> None:
+        if settings.max_retries < 1:
+            raise InvalidDataError(f"max_retries={settings.max_retries} allows no attempt; 1 is the least")
+        self._address = settings.address
+        self._max_retries = settings.max_retries
+        self._namespace = settings.namespace
+        self._options = settings.options
         self._logger = _new_logger(logging.NOTSET)
-        self._opened = _open(address, is_cluster=is_cluster, db=db, namespace=namespace, options=options)
+        self._opened = _open(settings)
         self._layout = self._opened.layout
         self._writer = self._opened.writer
-        self.set_timeout(timeout)
+        self._turns = Turns()
+        self.set_timeout(settings.timeout)
 
     def set_log_level(self, level: int) -> None:
         """Set the level (of `logging`) of what this store logs."""
@@ -188,7 +194,7 @@ def parsed(kind: type[MessageT], value: object, key: bytes) -> MessageT:
         raise InvalidDataError(f"key {key.decode()} holds no {kind.DESCRIPTOR.name}: {error}") from error
 
 
-def _open(address: str, *, is_cluster: bool, db: int, namespace: str, options: RedisStoreOptions) -> Opened:
+def _open(settings: Settings) -> Opened:
     try:
         importlib.import_module("redis")
     except ImportError as error:
@@ -197,7 +203,7 @@ def _open(address: str, *, is_cluster: bool, db: int, namespace: str, options: R
         ) from error
     from hsm.fsm.redis._opening import open_connections  # noqa: PLC0415  it imports the client library
 
-    return open_connections(address, is_cluster=is_cluster, db=db, namespace=namespace, options=options)
+    return open_connections(settings)
 
 
 async def _pause(number: int) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import attrs
 
-__all__ = ["Action", "Change", "Decided", "Seen", "Writer"]
+__all__ = ["Action", "Change", "Decided", "Pending", "Seen", "Writer"]
 
 
 class Action(enum.Enum):
@@ -49,6 +49,21 @@ class Decided:
     event: bytes
     outcome: bytes
     notification: bytes
+
+
+@attrs.frozen
+class Pending:
+    """An event that waits.
+
+    Attributes:
+        machine: id of the one that it waits for.
+        place: in its line.
+        request: the first one for it.
+    """
+
+    machine: str
+    place: str
+    request: bytes
 
 
 @attrs.frozen
@@ -98,8 +113,8 @@ class Writer(Protocol):
         event_id: str,
         event: bytes,
         request: bytes,
-    ) -> tuple[str, bytes] | bytes:
-        """Let an event wait: its place and the first request for it; or the outcome that it has already."""
+    ) -> Pending | bytes:
+        """Let an event wait, if it does not already; or the outcome that it has."""
         ...
 
     async def settle(

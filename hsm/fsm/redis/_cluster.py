@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hsm.fsm.redis._changes import Action, Change, Seen
+from hsm.fsm.redis._changes import Action, Change, Pending, Seen
 from hsm.fsm.redis._connections import Connections
 from hsm.fsm.redis._deciding import machine_of
 from hsm.fsm.redis._journal import Journal, arguments_of, journal_of, read_journal
 from hsm.fsm.redis._layout import Layout
+from hsm.fsm.redis._lifetimes import expiry
 from hsm.fsm.redis._replies import as_bytes, as_list, as_texts
 from hsm.fsm.redis._scripts import ACCEPT, DECIDE, FINISH, IDLE, MEMBER, NOTIFY, digest
 from persistence.stores.redis.dispatch import Request
@@ -116,7 +117,7 @@ class ClusterWriter:
         asked: list[tuple[bytes, Sequence[bytes]]] = [(waiting, (b"HGET", waiting, id.encode()))]
         for decision in journal.decisions:
             key = layout.outcome(decision.event_id, name)
-            asked.append((key, (b"SET", key, decision.outcome, *_expiry(decision.milliseconds))))
+            asked.append((key, (b"SET", key, decision.outcome, *expiry(decision.milliseconds))))
             if self._event_milliseconds:
                 event = layout.event(decision.event_id, name)
                 asked.append((event, (b"PEXPIRE", event, b"%d" % self._event_milliseconds)))
@@ -173,8 +174,8 @@ class ClusterWriter:
         event_id: str,
         event: bytes,
         request: bytes,
-    ) -> tuple[str, bytes] | bytes:
-        """Let an event wait: its place and the first request for it; or the outcome that it has already.
+    ) -> Pending | bytes:
+        """Let an event wait, if it does not already; or the outcome that it has.
 
         The machine is noted among those that wait before and after its line has the event: so it is found
         there after a crash, and is not taken off by somebody who has found the line empty in between.
@@ -199,7 +200,7 @@ class ClusterWriter:
             return as_bytes(found)
         other = as_bytes(owner) if owner is not None else id.encode()
         if other != id.encode():
-            elsewhere = await self._pending(layout.machine(other.decode(), name), encoded)
+            elsewhere = await self._pending(other.decode(), name, encoded)
             if elsewhere is not None:
                 return elsewhere
             # Its first acceptance broke off before anybody was told of it.
@@ -217,16 +218,17 @@ class ClusterWriter:
         if found is not None:
             await self.forget([event_id], name)
             return as_bytes(found)
-        return as_bytes(place).decode(), as_bytes(first)
+        return Pending(id, as_bytes(place).decode(), as_bytes(first))
 
-    async def _pending(self, machine: bytes, event_id: bytes) -> tuple[str, bytes] | None:
+    async def _pending(self, id: str, name: str, event_id: bytes) -> Pending | None:  # noqa: A002
+        machine = self._layout.machine(id, name)
         pending, requests = self._layout.pending(machine), self._layout.requests(machine)
         place, request = await self._ask(
             (machine, (b"ZSCORE", pending, event_id)), (machine, (b"HGET", requests, event_id))
         )
         if place is None or request is None:
             return None
-        return as_bytes(place).decode(), as_bytes(request)
+        return Pending(id, as_bytes(place).decode(), as_bytes(request))
 
     async def settle(
         self, event_id: str, name: str, outcome: bytes, milliseconds: int, notification: bytes
@@ -239,7 +241,7 @@ class ClusterWriter:
                 await self._ask(*self._notification_requests(name, [notification]))
             key = self._layout.outcome(event_id, name)
             written, now = await self._ask(
-                (key, (b"SET", key, outcome, b"NX", *_expiry(milliseconds))), (key, (b"GET", key))
+                (key, (b"SET", key, outcome, b"NX", *expiry(milliseconds))), (key, (b"GET", key))
             )
             if written is None:
                 found = as_bytes(now)
@@ -367,7 +369,3 @@ class ClusterWriter:
         """The answers to commands, each with the key that says where it goes."""
         slot = self._layout.slot
         return await self._connections.ask([Request(slot(key), command) for key, command in commands])
-
-
-def _expiry(milliseconds: int) -> Sequence[bytes]:
-    return (b"PX", b"%d" % milliseconds) if milliseconds else ()

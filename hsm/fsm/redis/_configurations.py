@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import timedelta
+from contextlib import suppress
 
+from hsm.fsm._moves import Moves
 from hsm.fsm.configuration import check_name, identity_of
 from hsm.fsm.errors import AlreadyExistsError, ConfigurationNotFoundError
 from hsm.fsm.keys import CONFIG_ID_SEPARATOR
-from hsm.fsm.redis._base import Base, parsed
-from hsm.fsm.redis.options import RedisStoreOptions
+from hsm.fsm.redis._base import Base, Settings, parsed
 from persistence.proto.statemachine_pb2 import Configuration
 
 __all__ = ["Configurations"]
@@ -19,28 +19,10 @@ __all__ = ["Configurations"]
 class Configurations(Base):
     """The operations of `ConfigStore`."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        is_cluster: bool,
-        db: int,
-        timeout: timedelta,
-        max_retries: int,
-        namespace: str,
-        options: RedisStoreOptions,
-    ) -> None:
-        super().__init__(
-            address,
-            is_cluster=is_cluster,
-            db=db,
-            timeout=timeout,
-            max_retries=max_retries,
-            namespace=namespace,
-            options=options,
-        )
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
         self._known_names: set[str] = set()
-        self._known: OrderedDict[str, Configuration] = OrderedDict()
+        self._known: OrderedDict[str, Moves] = OrderedDict()
 
     async def get_config(self, config_id: str) -> Configuration:
         """The configuration `name:version`.
@@ -49,11 +31,11 @@ class Configurations(Base):
             ConfigurationNotFoundError: there is none.
         """
         copy = Configuration()
-        copy.CopyFrom(await self._config(config_id))
+        copy.CopyFrom((await self._moves(config_id)).configuration)
         return copy
 
-    async def _config(self, config_id: str) -> Configuration:
-        """The same, shared: not to be changed."""
+    async def _moves(self, config_id: str) -> Moves:
+        """The same, prepared for events."""
         known = self._known.get(config_id)
         if known is not None:
             self._known.move_to_end(config_id)
@@ -63,16 +45,10 @@ class Configurations(Base):
         value = (await self._ask(key, (b"GET", key)))[0] if CONFIG_ID_SEPARATOR in config_id else None
         if value is None:
             raise ConfigurationNotFoundError(config_id)
-        known = self._known[config_id] = parsed(Configuration, value, key)
+        known = self._known[config_id] = Moves.of(parsed(Configuration, value, key))
         while len(self._known) > self._options.cached_configurations:
             self._known.popitem(last=False)
         return known
-
-    async def _config_or_none(self, config_id: str) -> Configuration | None:
-        try:
-            return await self._config(config_id)
-        except ConfigurationNotFoundError:
-            return None
 
     async def put_config(self, configuration: Configuration) -> None:
         """Store a configuration for ever. The same content again is refused, too.
@@ -118,7 +94,6 @@ class Configurations(Base):
         """All states in which a machine of a name may be."""
         states = {state async for page in self._members(self._layout.states(name)) for state in page}
         for config_id in await self.get_all_versions(name):
-            configuration = await self._config_or_none(config_id)
-            if configuration is not None:
-                states.update(configuration.states)
+            with suppress(ConfigurationNotFoundError):
+                states.update((await self._moves(config_id)).configuration.states)
         return states

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 from google.protobuf.message import DecodeError
 
-from hsm.fsm.domain import ConfiguredStateMachine
+from hsm.fsm._moves import Moves
 from hsm.fsm.errors import (
     InvalidDataError,
     NotFoundError,
@@ -18,7 +18,6 @@ from hsm.fsm.keys import new_key_for_machine
 from hsm.fsm.outcomes import outcome_of
 from hsm.fsm.redis._changes import Action, Change, Decided, Seen
 from persistence.proto.statemachine_pb2 import (
-    Configuration,
     Event,
     EventOutcome,
     EventResponse,
@@ -79,7 +78,7 @@ def decide(
     id: str,  # noqa: A002  the field's word
     name: str,
     seen: Seen,
-    moves: Configuration | NotFoundError,
+    moves: Moves | NotFoundError,
     sent: Sequence[Sent],
     *,
     history_cap: int | None,
@@ -129,7 +128,7 @@ def decide(
 
 def _move(
     machine: FiniteStateMachine | None,
-    moves: Configuration | NotFoundError,
+    moves: Moves | NotFoundError,
     sent: Sent,
     revision: int,
     id: str,  # noqa: A002  the field's word
@@ -140,4 +139,6 @@ def _move(
         raise moves
     if machine is None:
         raise NotFoundError(id)
-    ConfiguredStateMachine(moves, machine).send_event(sent.event)
+    made = moves.made(machine.state, sent.event)
+    machine.history.append(made)
+    machine.state = made.transition.to

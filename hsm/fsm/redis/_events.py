@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Final
 
 from hsm.engine.clock import from_nanos
+from hsm.fsm._accepted import accepted_event
 from hsm.fsm.domain import check_request, update_event
 from hsm.fsm.errors import (
     AlreadyExistsError,
@@ -17,6 +18,8 @@ from hsm.fsm.errors import (
 )
 from hsm.fsm.keys import NEVER_EXPIRE
 from hsm.fsm.redis._base import parsed, valid_id
+from hsm.fsm.redis._changes import Pending
+from hsm.fsm.redis._lifetimes import expiry, milliseconds_of
 from hsm.fsm.redis._machines import Machines
 from hsm.fsm.redis._replies import as_bytes, as_list
 from hsm.fsm.store import Acceptance, AcceptedEvent, Notification
@@ -52,7 +55,7 @@ class Events(Machines):
         valid_id(event.event_id, "id of an event")
         key, value = self._layout.event(event.event_id, name), event.SerializeToString()
         written, found = await self._ask(
-            key, (b"SET", key, value, b"NX", *_expiry(_milliseconds(ttl))), (b"GET", key)
+            key, (b"SET", key, value, b"NX", *expiry(milliseconds_of(ttl))), (b"GET", key)
         )
         if written is None and found is not None and parsed(Event, found, key) != event:
             raise AlreadyExistsError(key.decode())
@@ -66,7 +69,7 @@ class Events(Machines):
             AlreadyExistsError: it has another outcome; the first one stays.
         """
         valid_id(event_id, "id of an event")
-        first = await self._settle(event_id, name, outcome, _milliseconds(ttl), told=False)
+        first = await self._settle(event_id, name, outcome, milliseconds_of(ttl), told=False)
         if first != outcome:
             raise AlreadyExistsError(self._layout.outcome(event_id, name).decode())
 
@@ -115,15 +118,16 @@ class Events(Machines):
         event_id, event = copy.event.event_id, copy.event.SerializeToString()
         value = copy.SerializeToString()
 
-        async def work(_: int) -> tuple[str, bytes] | bytes:
+        async def work(_: int) -> Pending | bytes:
             return await self._writer.accept(request.id, request.config, event_id, event, value)
 
         found = await self._attempt(event_id, work)
         if isinstance(found, bytes):
             return Acceptance(outcome=self._outcome(found, event_id, request.config))
-        position, first = found
-        key = self._layout.requests(self._layout.machine(request.id, request.config))
-        return Acceptance(pending=AcceptedEvent(parsed(EventRequest, first, key), position))
+        accepted = accepted_event(
+            found.request, name=request.config, id_=found.machine, event_id=event_id, position=found.place
+        )
+        return Acceptance(pending=accepted)
 
     async def pending_machines(self) -> AsyncIterator[tuple[str, str]]:
         """Configuration name and id of every machine with accepted events that have no outcome; no order."""
@@ -142,7 +146,10 @@ class Events(Machines):
         *,
         limit: int | None = None,
     ) -> Sequence[AcceptedEvent]:
-        """Accepted events to a machine without an outcome, whoever accepted them, in order of acceptance."""
+        """Accepted events to a machine without an outcome, whoever accepted them, in order of acceptance.
+
+        Damaged ones are among them, where they stand.
+        """
         machine = self._layout.machine(id, name)
         pending, requests = self._layout.pending(machine), self._layout.requests(machine)
         last = b"-1" if limit is None else b"%d" % (limit - 1)
@@ -155,19 +162,31 @@ class Events(Machines):
         ids = [as_bytes(each) for each in line[::2]]
         (values,) = await self._ask(requests, (b"HMGET", requests, *ids))
         return [
-            AcceptedEvent(parsed(EventRequest, value, requests), as_bytes(position).decode())
-            for value, position in zip(as_list(values), line[1::2], strict=True)
+            accepted_event(
+                as_bytes(value),
+                name=name,
+                id_=id,
+                event_id=event_id.decode(),
+                position=as_bytes(position).decode(),
+            )
+            for event_id, value, position in zip(ids, as_list(values), line[1::2], strict=True)
             if value is not None  # else it has an outcome by now
         ]
 
     async def settle_event(self, event: AcceptedEvent, outcome: EventOutcome) -> EventOutcome:
-        """Give an accepted event an outcome without sending it to its machine; its first outcome."""
+        """Give an accepted event an outcome without sending it to its machine; its first outcome.
+
+        What was stored of a damaged one is kept in a key of its own.
+        """
         request = event.request
+        if event.damage is not None:
+            damaged = self._layout.damaged(self._layout.machine(request.id, request.config))
+            await self._ask(damaged, (b"HSET", damaged, request.event.event_id.encode(), event.damage))
         return await self._settle(
             request.event.event_id,
             request.config,
             outcome,
-            _milliseconds(self._options.outcome_ttl),
+            milliseconds_of(self._options.outcome_ttl),
             told=self._options.notify and bool(event.position),
         )
 
@@ -184,10 +203,14 @@ class Events(Machines):
         found = await self._attempt(event_id, work)
         return outcome if found is None else self._outcome(found, event_id, name)
 
-    async def notifications(self) -> AsyncIterator[Notification]:
-        """Outcomes of refused events that nobody was told of yet; in order within a configuration name."""
-        async for name in self._names():
-            key = self._layout.notifications(name)
+    async def notifications(self, name: str | None = None) -> AsyncIterator[Notification]:
+        """Outcomes of refused events that nobody was told of yet; in order within a configuration name.
+
+        One that cannot be read is left out, and said in the log.
+        """
+        names = [name] if name is not None else [each async for each in self._names()]
+        for each in names:
+            key = self._layout.notifications(each)
             after = b"-inf"
             while True:
                 window = (after, b"+inf", b"WITHSCORES", b"LIMIT", b"0", b"%d" % _PAGE)
@@ -195,7 +218,12 @@ class Events(Machines):
                 page = as_list(reply)
                 for value, position in zip(page[::2], page[1::2], strict=True):
                     after = b"(" + as_bytes(position)
-                    yield Notification(name, as_bytes(position).decode(), parsed(EventResponse, value, key))
+                    try:
+                        response = parsed(EventResponse, value, key)
+                    except InvalidDataError as error:
+                        self._logger.error("%s", error)  # noqa: TRY400  no defect of ours
+                        continue
+                    yield Notification(each, as_bytes(position).decode(), response)
                 if len(page) < 2 * _PAGE:
                     break
 
@@ -216,14 +244,3 @@ class Events(Machines):
 
     def _outcome(self, value: bytes, event_id: str, name: str) -> EventOutcome:
         return parsed(EventOutcome, value, self._layout.outcome(event_id, name))
-
-
-def _milliseconds(ttl: timedelta) -> int:
-    milliseconds = ttl // timedelta(milliseconds=1)
-    if ttl < timedelta() or (ttl and not milliseconds):
-        raise InvalidDataError(f"a time to live of {ttl} is none; a millisecond is the shortest")
-    return milliseconds
-
-
-def _expiry(milliseconds: int) -> Sequence[bytes]:
-    return (b"PX", b"%d" % milliseconds) if milliseconds else ()

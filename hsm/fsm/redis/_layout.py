@@ -12,6 +12,7 @@ Ours begin with `hsm:`. On a cluster, `{...}` in a name keeps keys in one slot t
 | `hsm:fsm:{<name>}:notifications` | sorted set of `EventResponse` that somebody is to be told of |
 | `hsm:{<key of a machine>}:pending` | sorted set of the ids of its accepted events, in their order |
 | `hsm:{<key of a machine>}:requests` | hash of their `EventRequest` by event id |
+| `hsm:{<key of a machine>}:damaged` | hash by event id of what stood in place of a request, and was none |
 | `hsm:{<key of a machine>}:journal` | on a cluster: hash with the machine's turn and decisions on their way |
 | `hsm:{<key of a state set>}:turns` | on a cluster: hash of the turn in which each member came |
 """
@@ -138,6 +139,10 @@ class Layout:
     def requests(self, machine: bytes) -> bytes:
         """Requests of the accepted events of a machine, by the machine's key."""
         return self._companion(machine, b"requests")
+
+    def damaged(self, machine: bytes) -> bytes:
+        """What stood in place of requests of a machine, by the machine's key."""
+        return self._companion(machine, b"damaged")
 
     def journal(self, machine: bytes) -> bytes:
         """Journal of a machine, by the machine's key."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import heapq
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from hsm.engine.clock import from_nanos
-from hsm.fsm._processing import Lanes
+from hsm.fsm._lanes import Lanes
+from hsm.fsm._moves import Moves
 from hsm.fsm.domain import ConfiguredStateMachine, check_request, update_event
 from hsm.fsm.errors import (
     ConfigurationNotFoundError,
@@ -21,15 +17,13 @@ from hsm.fsm.errors import (
     TooManyAttemptsError,
 )
 from hsm.fsm.keys import CONFIG_ID_SEPARATOR
-from hsm.fsm.redis._base import valid_id
+from hsm.fsm.redis._base import Settings, valid_id
 from hsm.fsm.redis._changes import Action, Change, Seen
-from hsm.fsm.redis._configurations import Configurations
 from hsm.fsm.redis._deciding import Sent, decide, machine_of, revision_of, trim
+from hsm.fsm.redis._index import Index
 from hsm.fsm.redis._replies import as_bytes
-from hsm.fsm.redis.options import RedisStoreOptions
 from hsm.fsm.store import AcceptedEvent
 from persistence.proto.statemachine_pb2 import (
-    Configuration,
     Event,
     EventOutcome,
     EventRequest,
@@ -42,31 +36,12 @@ __all__ = ["Machines"]
 _CONFLICTS: Final = 100
 
 
-class Machines(Configurations):
-    """The operations of `FSMStore`."""
+class Machines(Index):
+    """The operations of `FSMStore` that read one machine, or write it."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        is_cluster: bool,
-        db: int,
-        timeout: timedelta,
-        max_retries: int,
-        namespace: str,
-        options: RedisStoreOptions,
-    ) -> None:
-        super().__init__(
-            address,
-            is_cluster=is_cluster,
-            db=db,
-            timeout=timeout,
-            max_retries=max_retries,
-            namespace=namespace,
-            options=options,
-        )
-        self._lanes = Lanes(self._process, options.batch)
-        self._turns: defaultdict[tuple[str, str], list[asyncio.Future[None]]] = defaultdict(list)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._lanes = Lanes(self._process, settings.options.batch)
 
     async def get_state_machine(self, id: str, name: str) -> FiniteStateMachine:  # noqa: A002  the field's word
         """A machine with its history and revision.
@@ -128,7 +103,7 @@ class Machines(Configurations):
         # Which configuration it follows may change until it is written.
         for _ in range(_CONFLICTS):
             found = await self.get_state_machine(id, name)
-            configuration = await self._config(found.config_id)
+            configuration = (await self._moves(found.config_id)).configuration
 
             def reset(old: FiniteStateMachine | None) -> FiniteStateMachine | None:
                 if old is None:
@@ -174,7 +149,7 @@ class Machines(Configurations):
                 seen = await self._writer.write(Change(id, name, seen, Action.DELETE, leave=old.state))
             raise self._too_many(id, name)
 
-        async with self._turn(id, name):
+        async with self._turns.turn(name, id):
             await self._attempt(key, work)
 
     async def _rewrite(
@@ -208,95 +183,8 @@ class Machines(Configurations):
                 seen = found
             raise self._too_many(id, name)
 
-        async with self._turn(id, name):
+        async with self._turns.turn(name, id):
             return await self._attempt(key, work)
-
-    async def get_all_machines(
-        self, name: str, *, after: str = "", limit: int | None = None
-    ) -> Sequence[str]:
-        """Ids of all machines of a configuration name, sorted: at most `limit`, those that follow `after`."""
-        found: set[str] = set()
-        for state in sorted(await self._states_of(name)):
-            found |= await self._some_in_state(name, state, after, limit)
-            if limit is not None:
-                found = set(heapq.nsmallest(limit, found))
-        return sorted(found)
-
-    async def get_all_in_state(
-        self, name: str, state: str, *, after: str = "", limit: int | None = None
-    ) -> Sequence[str]:
-        """Ids of the machines in a state, sorted: at most `limit`, those that follow `after`.
-
-        The set is read by pages, from its beginning for each call, for Redis keeps it in no order.
-        """
-        return sorted(await self._some_in_state(name, state, after, limit))
-
-    async def _some_in_state(self, name: str, state: str, after: str, limit: int | None) -> set[str]:
-        found: set[str] = set()
-        key = self._layout.state(name, state)
-        async for page in self._members(key):
-            ids = [each for each in page if each > after and each not in found]
-
-            async def work(_: int, ids: Sequence[str] = ids) -> Sequence[str]:
-                return await self._writer.in_state(name, state, ids)
-
-            found.update(await self._attempt(key.decode(), work))
-            if limit is not None and len(found) > limit:
-                found = set(heapq.nsmallest(limit, found))
-        return found
-
-    async def update_state(self, name: str, id: str, old_state: str, new_state: str) -> None:  # noqa: A002
-        """Bring the index of one machine into line with the machine itself; see `FSMStore.update_state`.
-
-        Raises:
-            NotFoundError: `new_state` is given, and there is no such machine.
-            InvalidDataError: the index would be wrong; nothing was written.
-        """
-        machine = self._layout.machine(id, name).decode()
-
-        async def work(_: int) -> None:
-            found = machine_of(await self._writer.look(id, name, ()), machine)
-            state = found.state if found is not None else ""
-            if new_state and found is None:
-                raise NotFoundError(machine)
-            if state and ((new_state and state != new_state) or (old_state == state and not new_state)):
-                raise InvalidDataError(f"machine {machine} is in {state!r}: the index would be wrong")
-            await self._writer.align(id, name, [each for each in (old_state, new_state) if each])
-
-        async with self._turn(id, name):
-            await self._attempt(machine, work)
-
-    async def repair(self, name: str) -> int:
-        """Bring the state sets of a configuration name into line with its machines; how much was wrong.
-
-        For data of programs that change the sets and the machines one after the other, and for a cluster
-        after a crash. It goes through all keys of the database.
-        """
-        states = sorted(await self._states_of(name))
-        ids = {each async for each in self._all_machines(name)}
-        for state in states:
-            async for page in self._members(self._layout.state(name, state)):
-                ids.update(page)
-        wrong = 0
-        for id_ in sorted(ids):
-
-            async def work(_: int, id_: str = id_) -> int:
-                found = machine_of(
-                    await self._writer.look(id_, name, ()), self._layout.machine(id_, name).decode()
-                )
-                own = [found.state] if found is not None and found.state not in states else []
-                return await self._writer.align(id_, name, [*states, *own])
-
-            async with self._turn(id_, name):
-                wrong += await self._attempt(id_, work)
-        return wrong
-
-    async def _all_machines(self, name: str) -> AsyncIterator[str]:
-        pattern = self._layout.machine_pattern(name)
-        async for key in self._keys(pattern):
-            id_ = self._layout.machine_of(key, name)
-            if id_ is not None:
-                yield id_.decode()
 
     async def tx_process_event(
         self,
@@ -343,8 +231,7 @@ class Machines(Configurations):
             check_request(each.request)
             if not each.request.event.event_id:
                 raise InvalidDataError(f"an event to machine {id_!r} of {name!r} has no id")
-        # The futures survive a caller who gives up: what was begun is carried out.
-        return [await asyncio.shield(future) for future in self._lanes.submit(events)]
+        return await self._lanes.carry_out(name, id_, events)
 
     async def _process(
         self,
@@ -369,7 +256,7 @@ class Machines(Configurations):
                     await self._forget(sent, known, name)
                     return known
                 machine = machine_of(seen, key)
-                moves = await self._moves(name, id, machine)
+                moves = await self._moves_of(name, id, machine)
                 change, outcomes = decide(
                     id,
                     name,
@@ -387,20 +274,20 @@ class Machines(Configurations):
                 seen = Seen(found.machine, {**seen.outcomes, **found.outcomes}, found.turn)
             raise self._too_many(id, name)
 
-        async with self._turn(id, name):
+        async with self._turns.turn(name, id):
             outcomes = await self._attempt(key, work)
         return [outcomes[each.event.event_id] for each in sent]
 
-    async def _moves(
+    async def _moves_of(
         self,
         name: str,
         id: str,  # noqa: A002  the field's word
         machine: FiniteStateMachine | None,
-    ) -> Configuration | NotFoundError:
+    ) -> Moves | NotFoundError:
         """What a machine follows, or why events to it lead nowhere."""
         try:
             if machine is not None:
-                return await self._config(machine.config_id)
+                return await self._moves(machine.config_id)
         except ConfigurationNotFoundError as error:
             return error
         if not await self._knows(name):
@@ -415,24 +302,6 @@ class Machines(Configurations):
 
     def _outcome(self, value: bytes, event_id: str, name: str) -> EventOutcome:
         raise NotImplementedError
-
-    @asynccontextmanager
-    async def _turn(self, id: str, name: str) -> AsyncGenerator[None]:  # noqa: A002  the field's word
-        """One of ours at a time: those of one process have no reason to get in each other's way."""
-        line = self._turns[name, id]
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.append(turn)
-        try:
-            if line[0] is not turn:
-                await turn
-            yield
-        finally:
-            first = line[0] is turn
-            line.remove(turn)
-            if not line:
-                del self._turns[name, id]
-            elif first and not line[0].done():
-                line[0].set_result(None)
 
     def _too_many(self, id: str, name: str) -> TooManyAttemptsError:  # noqa: A002  the field's word
         return TooManyAttemptsError(

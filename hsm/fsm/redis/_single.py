@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hsm.fsm.errors import InvalidDataError
-from hsm.fsm.redis._changes import Action, Change, Seen
+from hsm.fsm.redis._changes import Action, Change, Pending, Seen
 from hsm.fsm.redis._connections import Connections
 from hsm.fsm.redis._deciding import machine_of
 from hsm.fsm.redis._layout import Layout
@@ -96,8 +96,8 @@ class SingleWriter:
         event_id: str,
         event: bytes,
         request: bytes,
-    ) -> tuple[str, bytes] | bytes:
-        """Let an event wait: its place and the first request for it; or the outcome that it has already."""
+    ) -> Pending | bytes:
+        """Let an event wait, if it does not already; or the outcome that it has."""
         layout = self._layout
         for _ in range(_FOLLOWED):
             machine = layout.machine(id, name)
@@ -122,7 +122,7 @@ class SingleWriter:
             if word == b"outcome":
                 return as_bytes(rest[0])
             if word == b"pending":
-                return as_bytes(rest[0]).decode(), as_bytes(rest[1])
+                return Pending(id, as_bytes(rest[0]).decode(), as_bytes(rest[1]))
             id = as_bytes(rest[0]).decode()  # noqa: A001  as above
         raise InvalidDataError(f"event {event_id!r} of {name!r} waits for {id!r}, which does not know it")
 

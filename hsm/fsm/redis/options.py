@@ -17,7 +17,7 @@ class RedisStoreOptions:
     """What a store on Redis can be told besides its address.
 
     Attributes:
-        event_ttl: how long an event is kept after it has its outcome.
+        event_ttl: how long an event is kept after it has its outcome; no longer than the outcome.
         outcome_ttl: how long an outcome is kept, and an event that comes again is answered with it.
         history_cap: events that the history of a machine keeps; None keeps all.
         notify: whether outcomes of refused events are kept until somebody was told of them.

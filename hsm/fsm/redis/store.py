@@ -6,7 +6,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from hsm.fsm.keys import DEFAULT_MAX_RETRIES, DEFAULT_NAMESPACE, DEFAULT_TIMEOUT
+from hsm.fsm.keys import DEFAULT_MAX_RETRIES, DEFAULT_NAMESPACE, DEFAULT_TIMEOUT, NEVER_EXPIRE
+from hsm.fsm.redis._base import Settings
 from hsm.fsm.redis._events import Events
 from hsm.fsm.redis.options import RedisStoreOptions
 
@@ -61,13 +62,15 @@ class RedisStore(Events):
             InvalidDataError: one of the arguments cannot be used.
         """
         super().__init__(
-            address,
-            is_cluster=is_cluster,
-            db=db,
-            timeout=timeout,
-            max_retries=max_retries,
-            namespace=namespace,
-            options=options or RedisStoreOptions(),
+            Settings(
+                address=address,
+                is_cluster=is_cluster,
+                db=db,
+                timeout=timeout,
+                max_retries=max_retries,
+                namespace=namespace,
+                options=options or RedisStoreOptions(),
+            )
         )
 
     @classmethod
@@ -94,9 +97,13 @@ class RedisStore(Events):
 
         await self._attempt("health", work)
 
+    async def sweep(self) -> None:
+        """See `StoreManager`: nothing is to be done, for a machine is one key."""
+
     async def aclose(self) -> None:
         """Finish what was begun, and close all connections; a second call does nothing."""
-        await self._lanes.drained()
+        # Each exchange has its time-out, and attempts come to an end.
+        await self._lanes.aclose(NEVER_EXPIRE)
         await self._opened.connections.aclose()
 
     async def __aenter__(self) -> Self:

@@ -60,3 +60,11 @@ class RedisWorld:
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)  # keys expire by the server's clock
+
+    async def damage(self, name: str, machine: str, event_id: str, value: bytes) -> None:
+        self.raw.execute("HSET", f"hsm:{{fsm:{name}#{machine}}}:requests", event_id, value)
+
+    async def set_apart(self, name: str, machine: str, event_id: str) -> bytes | None:
+        found = self.raw.execute("HGET", f"hsm:{{fsm:{name}#{machine}}}:damaged", event_id)
+        assert found is None or isinstance(found, bytes)
+        return found

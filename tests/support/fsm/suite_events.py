@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -331,6 +332,20 @@ class EventsSuite:
         await gone(world, lambda: keeper.get_event("e1", "orders"))
         await gone(world, lambda: keeper.get_event("e2", "orders"))
         assert len((await keeper.get_state_machine("1", "orders")).history) == 2
+
+    async def test_event_is_forgotten_with_its_outcome(self, world: World) -> None:
+        await with_order(world)
+        store = await world.open(outcome_ttl=timedelta(seconds=1))
+        await store.tx_process_event("1", "orders", event("accept", "e1"))
+        await store.accept_event(request("ship", "e2"))
+        await store.process_events(await store.pending_events("1", "orders"))
+
+        for id_ in ("e1", "e2"):
+            await gone(world, partial(store.get_outcome_for_event, id_, "orders"))
+            # It would be taken for pending otherwise.
+            with pytest.raises(NotFoundError) as caught:
+                await store.get_outcome_for_event(id_, "orders")
+            assert not isinstance(caught.value, OutcomePendingError)
 
     async def test_time_to_live_is_at_least_a_moment(self, world: World) -> None:
         store = await world.open()

@@ -8,6 +8,7 @@ import pytest
 
 from hsm.fsm import (
     ConfigurationNotFoundError,
+    EventProcessor,
     NotFoundError,
     OutcomePendingError,
     new_state_machine,
@@ -145,6 +146,37 @@ class PendingSuite:
         assert await store.get_outcome_for_event("e1", "orders") == outcome
         assert await store.process_events([acceptance.pending]) == [outcome]
         assert (await store.get_state_machine("1", "orders")).state == "start"
+
+    @pytest.mark.parametrize("stored", [b"\xff", b"", request("ship", "e1", machine="2").SerializeToString()])
+    async def test_damaged_event_is_put_aside_and_holds_up_nothing(self, world: World, stored: bytes) -> None:
+        await with_order(world)
+        store = await world.open(notify=True)
+        for number, name in enumerate(["accept", "deliver", "ship"]):
+            await store.accept_event(request(name, f"e{number}"))
+        await world.damage("orders", "1", "e1", stored)
+
+        waiting = await store.pending_events("1", "orders")
+        assert [each.damage for each in waiting] == [None, stored, None]
+        async with EventProcessor(store):
+            pass
+
+        outcomes = [await store.get_outcome_for_event(f"e{number}", "orders") for number in range(3)]
+        assert [each.code for each in outcomes] == [0, EventOutcome.GenericError, 0]
+        assert outcomes[1].details == "the stored event cannot be read"
+        assert await pending_of(store) == {}
+        assert await store.get_event("e1", "orders") == event("deliver", "e1")
+        assert [each.response.outcome async for each in store.notifications()] == [outcomes[1]]
+        assert await world.set_apart("orders", "1", "e1") == stored
+
+    async def test_damaged_event_that_comes_again_is_answered(self, world: World) -> None:
+        store = await with_order(world)
+        await store.accept_event(request("accept", "e1"))
+        await world.damage("orders", "1", "e1", b"\xff")
+
+        async with EventProcessor(store) as processor:
+            response = await processor.process(request("accept", "e1"))
+
+        assert response.outcome.code == EventOutcome.GenericError
 
     async def test_refusals_of_accepted_events_are_kept_until_somebody_was_told(self, world: World) -> None:
         await with_order(world)

@@ -10,7 +10,10 @@ from typing import Protocol, Self, TypedDict, Unpack
 
 from hsm.engine.clock import Clock, SystemClock
 from hsm.fsm import DatabaseOptions, DatabaseStore, StoreManager
+from hsm.fsm._rows import machine_partition
 from persistence import EngineStore
+from persistence.options import prefix_end
+from persistence.store import Item, SetRequest
 
 
 class Kept(TypedDict, total=False):
@@ -31,6 +34,14 @@ class World(Protocol):
 
     async def wait(self, seconds: float) -> None:
         """Let time pass that a database expires rows by."""
+        ...
+
+    async def damage(self, name: str, machine: str, event_id: str, value: bytes) -> None:
+        """Put something else in place of a pending event, as a fault of the disk would."""
+        ...
+
+    async def set_apart(self, name: str, machine: str, event_id: str) -> bytes | None:
+        """What was kept of a damaged event, for people to look at."""
         ...
 
 
@@ -73,3 +84,17 @@ class DatabaseWorld:
 
     async def wait(self, seconds: float) -> None:
         await self._wait(seconds)
+
+    async def damage(self, name: str, machine: str, event_id: str, value: bytes) -> None:
+        store, partition = await self.store(), machine_partition(f"{self._apart}default", name)
+        (row,) = await self._rows("p", name, machine, event_id)
+        await store.set(SetRequest(partition=partition, key=row.key, value=value))
+
+    async def set_apart(self, name: str, machine: str, event_id: str) -> bytes | None:
+        return next((row.value for row in await self._rows("d", name, machine, event_id)), None)
+
+    async def _rows(self, kind: str, name: str, machine: str, event_id: str) -> list[Item]:
+        store, partition = await self.store(), machine_partition(f"{self._apart}default", name)
+        prefix = f"{kind}/{machine}/"
+        rows = store.scan(partition, prefix, prefix_end(prefix))
+        return [row async for row in rows if row.key.endswith(f"/{event_id}")]

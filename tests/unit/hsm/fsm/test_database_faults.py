@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import cast
 
-import attrs
 import pytest
 
 from hsm.fsm import (
@@ -16,7 +15,6 @@ from hsm.fsm import (
     AlreadyExistsError,
     DatabaseOptions,
     DatabaseStore,
-    EventProcessor,
     FSMStoreError,
     GenericStoreError,
     InvalidDataError,
@@ -28,21 +26,19 @@ from hsm.fsm import (
 )
 from hsm.fsm._rows import machine_partition
 from hsm.testing.faults import Call, FaultyStore
-from persistence.decision import prepare
 from persistence.errors import CommitOutcomeUnknownError, FeatureMissingError, StoreUnavailableError
 from persistence.proto.statemachine_pb2 import EventOutcome, FiniteStateMachine
 from persistence.store import (
     CheckRequest,
-    DeleteRequest,
     EngineStore,
     Feature,
     GetRequest,
-    Limits,
     Operation,
     SetRequest,
 )
 from persistence.stores.memory import MemoryStore
 from tests.support.fsm.configurations import counter, orders
+from tests.support.fsm.small import Small, small
 from tests.support.fsm.suite import event, pending_of, request as asking, states_of
 
 PARTITION = machine_partition("default", "orders")
@@ -106,8 +102,31 @@ async def test_hanging_database_is_given_up(store: DatabaseStore, faulty: Faulty
     ):
         with pytest.raises(StoreTimeoutError, match="no answer in time"):
             await call
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
+    # To close it waits no longer than any other call.
+    await store.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_who_waits_for_an_event_is_told_that_the_store_was_closed(
+    store: DatabaseStore, faulty: FaultyStore
+) -> None:
+    store.set_timeout(timedelta(milliseconds=20))
+    reached = asyncio.Event()
+
+    async def never(call: Call) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    faulty.before = never
+    answers = asyncio.gather(
+        *(store.tx_process_event("1", "orders", event("accept", f"e{number}")) for number in range(3)),
+        return_exceptions=True,
+    )
+    await reached.wait()
+    store.set_timeout(timedelta(milliseconds=1))
+    await store.aclose()
+
+    assert [type(each) for each in await answers] == [StoreTimeoutError] * 3
 
 
 async def test_event_that_was_given_up_is_processed_all_the_same(
@@ -241,6 +260,10 @@ async def test_events_that_come_together_share_a_transaction(
     await store.put_state_machine("1", new_state_machine(counter()))
     writes = faulty.writes
 
+    async def take_a_while(call: Call) -> None:
+        await asyncio.sleep(0)
+
+    faulty.before = take_a_while
     await asyncio.gather(
         *(store.tx_process_event("1", "counters", event("next", f"e{number}")) for number in range(60))
     )
@@ -266,26 +289,6 @@ async def test_event_writes_as_much_after_a_long_history_as_after_a_short_one(
         await store.tx_process_event("1", "counters", event("stay", f"e{number:04}"))
 
     assert sizes[-1] <= sizes[0] + 10
-
-
-class Small:
-    """A store that takes little at once."""
-
-    def __init__(self, inner: MemoryStore, **limits: int) -> None:
-        self._inner = inner
-        self.limits: Limits = attrs.evolve(inner.limits, **limits)
-        self.features: frozenset[Feature] = inner.features
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
-
-    async def multi(self, operations: Sequence[Operation]) -> str:
-        prepare(operations, self.limits)
-        return await self._inner.multi(operations)
-
-
-def small(memory: MemoryStore, **limits: int) -> EngineStore:
-    return cast("EngineStore", Small(memory, **limits))
 
 
 async def test_many_events_fit_into_small_transactions(memory: MemoryStore) -> None:
@@ -342,80 +345,6 @@ async def test_history_that_is_too_long_to_put_is_refused(memory: MemoryStore) -
             await store.put_state_machine("1", machine)
 
         assert await store.get_all_machines("orders") == []
-
-
-@pytest.mark.parametrize(
-    ("key", "read"),
-    [
-        ("m/1", lambda store: store.get_state_machine("1", "orders")),
-        ("e/e1", lambda store: store.get_event("e1", "orders")),
-        ("o/e1", lambda store: store.get_outcome_for_event("e1", "orders")),
-    ],
-)
-async def test_damaged_row_is_named(
-    store: DatabaseStore, memory: MemoryStore, key: str, read: Callable[[DatabaseStore], Awaitable[object]]
-) -> None:
-    await store.tx_process_event("1", "orders", event("accept", "e1"))
-    await memory.set(SetRequest(partition=PARTITION, key=key, value=b"\xff"))
-
-    with pytest.raises(InvalidDataError, match="cannot be decoded"):
-        await read(store)
-
-
-async def test_lost_event_of_a_history_is_noticed(store: DatabaseStore, memory: MemoryStore) -> None:
-    await store.tx_process_event("1", "orders", event("accept", "e1"))
-    (row,) = [item async for item in memory.scan(PARTITION, "h/", "h0")]
-    await memory.multi([*deletes([row.key])])
-
-    with pytest.raises(InvalidDataError, match="lacks events"):
-        await store.get_state_machine("1", "orders")
-
-
-def deletes(keys: Sequence[str]) -> list[Operation]:
-    return [DeleteRequest(partition=PARTITION, key=key) for key in keys]
-
-
-async def test_machine_with_a_damaged_row_gives_its_events_an_outcome(
-    store: DatabaseStore, memory: MemoryStore
-) -> None:
-    await memory.set(SetRequest(partition=PARTITION, key="m/1", value=b"\xff"))
-    async with EventProcessor(DatabaseStore(memory)) as processor:
-        response = await processor.process(asking("accept", "e1"))
-
-    assert response.outcome.code == EventOutcome.GenericError
-    assert await pending_of(store) == {}
-
-
-async def rows_of(memory: MemoryStore, prefix: str) -> int:
-    return len([item async for item in memory.scan(PARTITION, prefix, prefix[:-1] + "0")])
-
-
-async def test_forgotten_history_is_swept_little_by_little(store: DatabaseStore, memory: MemoryStore) -> None:
-    history = [event("accept", str(number)) for number in range(100)]
-    machine = FiniteStateMachine(config_id="orders:v1", state="start", history=history)
-    await store.put_state_machine("1", machine)
-
-    await store.reset_state_machine("1", "orders")
-    assert await rows_of(memory, "h/") == 84
-    for number in range(6):
-        await store.tx_process_event("1", "orders", event("accept", f"e{number}"))
-        await store.reset_state_machine("1", "orders")
-
-    assert await rows_of(memory, "h/") <= 1
-    assert (await store.get_state_machine("1", "orders")).history == []
-
-
-async def test_deleted_machine_leaves_no_row_but_its_events(memory: MemoryStore) -> None:
-    async with DatabaseStore(small(memory, operations=30)) as store:
-        await fill(store)
-        for number in range(40):
-            await store.tx_process_event("1", "orders", event("accept", f"e{number}"))
-            if number % 5 == 0:
-                await store.reset_state_machine("1", "orders")
-        await store.delete_state_machine("1", "orders")
-
-        left = {item.key[:2] async for item in memory.scan(PARTITION, "", "")}
-        assert left == {"e/", "o/"}
 
 
 async def test_store_without_transactions_is_refused(memory: MemoryStore) -> None:

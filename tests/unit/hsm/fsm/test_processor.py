@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -17,49 +16,18 @@ from hsm.fsm import (
     DatabaseStore,
     EventProcessor,
     GenericStoreError,
-    InvalidDataError,
     MissingDestinationError,
     OutcomePendingError,
     ProcessorOptions,
-    new_state_machine,
+    StoreTimeoutError,
 )
 from hsm.testing import FakeClock
 from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, EventResponse, Transition
-from tests.support.fsm.configurations import counter, orders
+from tests.support.fsm.processing import Failing, Gate, SlowToAccept, history_of, step
 from tests.support.fsm.suite import pending_of, request as asking
 from tests.support.fsm.world import DatabaseWorld
-from tests.support.stores import BACKENDS
 
 CODES = EventOutcome.StatusCode
-
-
-@pytest.fixture(params=sorted(BACKENDS))
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[DatabaseWorld]:
-    backend = BACKENDS[request.param](tmp_path)
-    async with DatabaseWorld(backend.open_store, backend.clock.wait) as world:
-        yield world
-
-
-@pytest.fixture
-async def store(world: DatabaseWorld) -> DatabaseStore:
-    return await prepared(world)
-
-
-async def prepared(world: DatabaseWorld) -> DatabaseStore:
-    store = await world.open(notify=True)
-    for configuration in (orders(), counter()):
-        await store.put_config(configuration)
-        for number in range(1, 4):
-            await store.put_state_machine(str(number), new_state_machine(configuration))
-    return store
-
-
-def step(event_id: str, machine: str = "1", name: str = "next") -> EventRequest:
-    return asking(name, event_id, machine, "counters")
-
-
-async def history_of(store: DatabaseStore, machine: str = "1") -> list[str]:
-    return [event.event_id for event in (await store.get_state_machine(machine, "counters")).history]
 
 
 async def test_event_is_durable_when_it_is_answered(store: DatabaseStore, world: DatabaseWorld) -> None:
@@ -258,64 +226,6 @@ async def test_event_that_can_never_be_processed_gets_an_outcome(store: Database
     assert await pending_of(store) == {}
 
 
-async def test_refusals_are_told_and_successes_are_not(store: DatabaseStore) -> None:
-    told: list[EventResponse] = []
-
-    async def publish(response: EventResponse) -> None:
-        told.append(response)
-
-    async with EventProcessor(store, publish=publish) as processor:
-        await processor.process(step("e1"))
-        refused = await processor.process(step("e2", name="explode"))
-
-    assert told == [refused]
-    assert [each async for each in store.notifications()] == []
-
-
-async def test_slow_publisher_holds_up_nothing(store: DatabaseStore) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def publish(response: EventResponse) -> None:
-        begun.set()
-        await go_on.wait()
-
-    async with EventProcessor(store, publish=publish) as processor:
-        await processor.process(step("e1", name="explode"))
-        await begun.wait()
-
-        assert (await processor.process(step("e2"))).outcome.code == CODES.Ok
-        go_on.set()
-
-
-async def test_failing_publisher_is_tried_again(store: DatabaseStore) -> None:
-    clock = FakeClock()
-    attempts: list[str] = []
-
-    async def publish(response: EventResponse) -> None:
-        attempts.append(response.event_id)
-        if len(attempts) < 3:
-            raise ConnectionError("queue is down")
-
-    async with EventProcessor(store, publish=publish, clock=clock) as processor:
-        await processor.process(step("e1", name="explode"))
-        while [each async for each in store.notifications()]:
-            await clock.skip(timedelta(seconds=1))
-
-    assert attempts == ["e1", "e1", "e1"]
-
-
-async def test_refusals_of_the_past_are_told_at_the_start(store: DatabaseStore) -> None:
-    async with EventProcessor(store) as silent:
-        await silent.process(step("e1", name="explode"))
-    told = asyncio.Event()
-
-    async def publish(response: EventResponse) -> None:
-        told.set()
-
-    async with EventProcessor(store, publish=publish):
-        await told.wait()
-
-
 async def test_closing_processes_what_was_accepted(store: DatabaseStore) -> None:
     async with EventProcessor(store, ProcessorOptions(workers=1, batch=2)) as processor:
         for number in range(20):
@@ -375,70 +285,67 @@ async def test_sweeps_go_on_after_one_that_failed(
     assert "a defect" in caplog.text
 
 
-class Gate(DatabaseStore):
-    """A store that holds up the processing of events while it is closed."""
+async def test_event_whose_sender_gave_up_is_processed_soon(store: DatabaseStore) -> None:
+    clock = FakeClock()
+    silent = AnswersNothing(store)
+    ends = (asyncio.CancelledError(), StoreTimeoutError("slow"), GenericStoreError("gone"))
+    async with EventProcessor(silent, clock=clock) as processor:
+        for end in ends:
+            silent.end = end
+            with pytest.raises(type(end)):
+                await processor.submit(step(type(end).__name__))
+        silent.end = None
+        assert await history_of(store) == []
 
-    def __init__(self, store: DatabaseStore, only: str = "") -> None:
-        self.__dict__.update(store.__dict__)
-        self._only = only
-        self._open = asyncio.Event()
-        self._open.set()
-        self._count = 0
-        self.reached = asyncio.Event()
-        self._more = asyncio.Condition()
+        await clock.skip(timedelta(seconds=1))  # far less than a sweep
+        last = await processor.process(step("last", machine="2"))
 
-    def close(self) -> None:
-        self._open.clear()
+        assert last.outcome.code == CODES.Ok
+    assert await history_of(store) == [type(end).__name__ for end in ends]
 
-    def open(self) -> None:
-        self._open.set()
 
-    async def all_reached(self, count: int) -> None:
-        async with self._more:
-            await self._more.wait_for(lambda: self._count >= count)
+async def test_retry_of_an_earlier_run_does_not_disturb_the_next_one(store: DatabaseStore) -> None:
+    clock = FakeClock()
+    gate = FailsOnce(store)
+    processor = EventProcessor(gate, clock=clock)
+    async with processor:
+        await processor.submit(step("e1"))
+        await gate.failed.wait()
+        await processor.aclose(timeout=timedelta())
+
+    async with processor:
+        gate.close()
+        await gate.reached.wait()
+        await clock.skip(timedelta(seconds=1))
+
+        assert gate.count == 1  # and nobody else works on the machine
+        gate.open()
+    assert await history_of(store) == ["e1"]
+
+
+class FailsOnce(Gate):
+    """A store whose first call fails."""
+
+    def __init__(self, store: DatabaseStore) -> None:
+        super().__init__(store)
+        self.failed = asyncio.Event()
 
     async def process_events(self, events: Sequence[AcceptedEvent]) -> Sequence[EventOutcome]:
-        if not self._open.is_set() and self._only in {"", events[0].request.id}:
-            async with self._more:
-                self._count += 1
-                self._more.notify_all()
-            self.reached.set()
-            await self._open.wait()
+        if not self.failed.is_set():
+            self.failed.set()
+            raise GenericStoreError("down")
         return await super().process_events(events)
 
 
-class Failing(DatabaseStore):
-    """A store that fails as often as it is told, and for ever with one event."""
-
-    def __init__(self, store: DatabaseStore, errors: list[Exception], poison: str = "") -> None:
-        self.__dict__.update(store.__dict__)
-        self.errors = errors
-        self._poison = poison
-        self.sweeps: list[Exception] = []
-
-    async def pending_machines(self) -> AsyncIterator[tuple[str, str]]:
-        if self.sweeps:
-            raise self.sweeps.pop()
-        async for each in super().pending_machines():
-            yield each
-
-    async def process_events(self, events: Sequence[AcceptedEvent]) -> Sequence[EventOutcome]:
-        if self.errors:
-            raise self.errors.pop()
-        if any(event.request.event.event_id == self._poison for event in events):
-            raise InvalidDataError("poison")
-        return await super().process_events(events)
-
-
-class SlowToAccept(DatabaseStore):
-    """A store that accepts no event before it is told to go on."""
+class AnswersNothing(DatabaseStore):
+    """A store that accepts events, but whoever sends one learns something else."""
 
     def __init__(self, store: DatabaseStore) -> None:
         self.__dict__.update(store.__dict__)
-        self.reached = asyncio.Event()
-        self.go_on = asyncio.Event()
+        self.end: BaseException | None = None
 
     async def accept_event(self, request: EventRequest) -> Acceptance:
-        self.reached.set()
-        await self.go_on.wait()
-        return await super().accept_event(request)
+        acceptance = await super().accept_event(request)
+        if self.end is not None:
+            raise self.end
+        return acceptance
