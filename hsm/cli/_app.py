@@ -14,6 +14,7 @@ import click
 from hsm.cli import _deliver, _demo, _inspect, _stores
 from hsm.cli._database import NAMESPACE, URL_VARIABLE, named_by_environment
 from hsm.cli._fsm import fsm
+from hsm.cli._options import database_option
 from hsm.cli._ping_registry_commands import ping_registry
 from hsm.cli._running import UNUSABLE, err, out, run_command, tell
 from hsm.errors import HSMError
@@ -25,14 +26,8 @@ _INTERRUPTED: Final = 130
 _SWITCH_SECONDS: Final = 0.0005
 _FROM_ENVIRONMENT: Final = "-"
 
-_database = click.option(
-    "--db",
-    "url",
-    required=True,
-    metavar="URL",
-    envvar=URL_VARIABLE,
-    show_envvar=True,
-    help="Of the database, for example sqlite:///deliveries.db; `hsm stores` lists what there is.",
+_database = database_option(
+    "Of the database, for example sqlite:///deliveries.db; `hsm stores` lists what there is."
 )
 _registry = click.option(
     "--registry",

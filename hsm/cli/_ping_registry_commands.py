@@ -7,22 +7,14 @@ from uuid import UUID
 import click
 
 from hsm.cli import _ping_registry
-from hsm.cli._database import URL_VARIABLE
+from hsm.cli._options import database_option
 from hsm.cli._running import out, run_command
 from persistence.journal import EventId
 
 __all__ = ["ping_registry"]
 
 
-_database = click.option(
-    "--db",
-    "url",
-    required=True,
-    metavar="URL",
-    envvar=URL_VARIABLE,
-    show_envvar=True,
-    help="Of the database that all participants share.",
-)
+_database = database_option("Of the database that all participants share.")
 _namespace = click.option(
     "--namespace", default=_ping_registry.NAMESPACE, show_default=True, help="Of the histories."
 )
@@ -90,7 +82,12 @@ def serve_server(url: str, namespace: str, pings: int, interval: float, registry
 @ping_registry.command()
 @_database
 @_namespace
-@click.option("--workflow", type=click.UUID, metavar="UUID", help="Made unless given.")
+@click.option(
+    "--workflow",
+    type=click.UUID,
+    metavar="UUID",
+    help="Unless given, it follows from the request's id, or is made.",
+)
 @click.option("--expect", "expected", multiple=True, metavar="NAME", help="A server that has to ping.")
 @click.option(
     "--request-id",
