@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import attrs
@@ -57,9 +58,14 @@ class Sagas:
             if found.data is None:
                 await self.record(saga)
 
-    async def forget(self, id_: str) -> None:
-        """Note that all steps were carried out."""
-        await self._store.delete(DeleteRequest(partition=self._partition, key=id_))
+    async def forget(self, saga: Saga) -> None:
+        """Note that all steps were carried out. Another saga that has the id by now stays pending."""
+        found = await self._store.get(GetRequest(partition=self._partition, key=saga.id))
+        if found.data != saga.data:
+            return
+        with contextlib.suppress(ETagMismatchError):
+            # Whoever else has carried it out may have forgotten it just now.
+            await self._store.delete(DeleteRequest(partition=self._partition, key=saga.id, etag=found.etag))
 
     async def pending(self, prefix: str = "") -> AsyncIterator[Saga]:
         """The sagas whose id begins with `prefix`, in order of their ids."""

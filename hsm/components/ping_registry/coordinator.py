@@ -366,7 +366,7 @@ class Coordinator:
 
     async def _forget(self, saga: Saga) -> None:
         async with package_errors():
-            await self._sagas.forget(saga.id)
+            await self._sagas.forget(saga)
 
 
 def _gathered(state: State) -> Gathered:

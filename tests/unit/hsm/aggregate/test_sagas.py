@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm.aggregate import Saga, SagaConflictError, Sagas
+from hsm.testing import Call
 from tests.support.journals import World
 
 
@@ -22,8 +23,8 @@ async def test_recorded_saga_is_pending_until_it_is_forgotten(world: World) -> N
     assert await pending(sagas, "b/") == [second]
     assert await pending(sagas, "a") == [first]
     assert await pending(Sagas(world.store, world.namespace + "x")) == []
-    await sagas.forget("a/1")
-    await sagas.forget("a/1")
+    await sagas.forget(first)
+    await sagas.forget(first)
     assert await pending(sagas) == [second]
 
 
@@ -35,3 +36,22 @@ async def test_saga_can_be_recorded_again_but_not_as_another_one(world: World) -
     with pytest.raises(SagaConflictError):
         await sagas.record(Saga("a", b"two"))
     assert await pending(sagas) == [Saga("a", b"one")]
+
+
+async def test_saga_that_has_taken_the_id_of_another_one_stays(world: World) -> None:
+    """Two have carried out the first saga, and the second one is recorded before both have forgotten it."""
+    sagas, behind = Sagas(world.faulty, world.namespace), Sagas(world.store, world.namespace)
+    first, second = Saga("a", b"one"), Saga("a", b"two")
+    await sagas.record(first)
+
+    async def overtake(call: Call) -> None:
+        if call.method == "delete":
+            world.faulty.before = None
+            await behind.forget(first)
+            await behind.record(second)
+
+    world.faulty.before = overtake
+    await sagas.forget(first)
+    await sagas.forget(first)
+
+    assert await pending(sagas) == [second]
