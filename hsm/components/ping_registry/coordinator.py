@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import attrs
 
@@ -172,7 +172,8 @@ class Coordinator:
         """Begin a workflow.
 
         Args:
-            workflow_id: of the workflow; made if it is not given.
+            workflow_id: of the workflow. If it is not given, it follows from the request id; without that,
+                a new one is made.
             expected_servers: servers that have to ping, by name.
             request_id: of this request; the id of the workflow unless given. Asking again with the same
                 request id returns the workflow that there is.
@@ -181,7 +182,8 @@ class Coordinator:
             StateConflictError: another request has begun a workflow with this id.
             ArgumentNotIdempotentError: it was begun with other arguments.
         """
-        workflow_id = workflow_id or self._new_id()
+        if workflow_id is None:
+            workflow_id = uuid5(self.index_id, request_id) if request_id else self._new_id()
         servers = tuple(server_name(server) for server in expected_servers)
         record = BeginRecord(workflow_id, servers, request_id or str(workflow_id))
         return await self._recorded(_records.begin_saga(self.index_id, record), lambda: self._begin(record))

@@ -98,6 +98,21 @@ async def test_begin_can_be_asked_for_again_at_any_time(coordinator: Coordinator
         await coordinator.begin(id_, expected_servers=("a",))
 
 
+async def test_request_without_a_workflow_begins_one_however_often_it_is_made(
+    coordinator: Coordinator, other: Coordinator, world: World
+) -> None:
+    first = await coordinator.begin(request_id="monday", expected_servers=("a",))
+
+    assert await other.begin(request_id="monday", expected_servers=("a",)) == first
+    with pytest.raises(ArgumentNotIdempotentError):
+        await other.begin(request_id="monday")
+    tuesday = await other.begin(request_id="tuesday")
+    elsewhere = await Coordinator(world.other_journal(), "other").begin(request_id="monday")
+
+    assert len({begun.workflow_id for begun in (first, tuesday, elsewhere)}) == 3
+    assert list((await other.index.find(other.index_id)).active) == [first.workflow_id, tuesday.workflow_id]
+
+
 async def test_commit_completes_first_the_workflow_then_the_index_then_ends(
     coordinator: Coordinator, world: World
 ) -> None:
