@@ -24,6 +24,7 @@ from hsm.components.ping_registry.index import INDEX_HISTORY, IndexTrimPolicy
 from hsm.components.ping_registry.names import REGISTRY_SERVER, server_name
 from hsm.components.ping_registry.workflow import State, StateCode
 from hsm.engine.clock import Clock, SystemClock, nanos_of, sleep_for, to_nanos
+from persistence.errors import StoreBrokenError, StoreClosedError
 from persistence.journal import RETRY_NO_VC, Journal, Retention, RetentionOptions, VersionConflictError
 
 __all__ = ["ParticipantOptions", "RegistryDaemon", "ServerDaemon", "summarized"]
@@ -67,7 +68,8 @@ class ParticipantOptions:
 class _Participant:
     """Follows the index of a registry, and works on each active workflow in a task of its own.
 
-    A workflow that fails is tried again, with growing pauses, and holds up no other one.
+    A workflow that fails is tried again, with growing pauses, and holds up no other one. Only a store that
+    will not come back ends a participant: one that was closed, or is broken.
     """
 
     def __init__(self, journal: Journal, coordinator: Coordinator, options: ParticipantOptions) -> None:
@@ -90,6 +92,7 @@ class _Participant:
                 try:
                     active = (await self._coordinator.index.find(index_id)).active
                 except PingRegistryError as error:
+                    _raise_if_final(error)
                     failures += 1
                     _logger.warning("cannot read the index of %s: %s", self._coordinator.registry, error)
                     await self._pause(failures)
@@ -115,6 +118,7 @@ class _Participant:
                 self._options.tell(f"workflow {id_}: deleted")
                 return
             except PingRegistryError as error:
+                _raise_if_final(error)
                 failures += 1
                 _logger.warning("workflow %s, failure %d: %s", id_, failures, error)
             except Exception:
@@ -206,6 +210,7 @@ class RegistryDaemon(_Participant):
             try:
                 await step()
             except PingRegistryError as error:
+                _raise_if_final(error)
                 _logger.warning("registry %s: cannot %s: %s", self._coordinator.registry, what, error)
             await self._sleep(nanos_of(interval))
 
@@ -242,6 +247,15 @@ class RegistryDaemon(_Participant):
                 self._options.tell(f"workflow {id_}: another ping has come, counting again")
             else:
                 self._options.tell(f"workflow {id_}: summarised, code {code}: {message}")
+
+
+def _raise_if_final(error: PingRegistryError) -> None:
+    """Raise an error that will be the same the next time, whatever happens meanwhile."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StoreBrokenError | StoreClosedError):
+            raise error
+        cause = cause.__cause__
 
 
 def summarized(state: State) -> tuple[int, str]:

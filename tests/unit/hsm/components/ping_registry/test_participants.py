@@ -17,6 +17,7 @@ from hsm.components.ping_registry import (
     REGISTRY_SERVER,
     Coordinator,
     InvalidNameError,
+    JournalError,
     ParticipantOptions,
     RegistryDaemon,
     ServerDaemon,
@@ -25,7 +26,7 @@ from hsm.components.ping_registry import (
 )
 from hsm.testing import FakeClock
 from hsm.testing.faults import Call
-from persistence.errors import StoreUnavailableError
+from persistence.errors import PersistenceError, StoreBrokenError, StoreClosedError, StoreUnavailableError
 from persistence.journal import NO_VC, RETRY_NO_VC, NewEvent, PositionTrimmedError
 from persistence.journal._rows import history_key
 from persistence.proto.nogevents_pb2 import Event as Message
@@ -257,6 +258,27 @@ async def test_participants_outlive_a_store_that_is_away(scene: Scene, world: Wo
 
         for id_ in (first, second):
             assert (await scene.admin.get(id_)).message == "{ totalCount: 6, errorCount: 0 }"
+
+
+@pytest.mark.parametrize("error", [StoreBrokenError("a commit died"), StoreClosedError("closed")], ids=type)
+@pytest.mark.parametrize("who", ["registry", "server"])
+async def test_store_that_will_not_come_back_ends_a_participant(
+    scene: Scene, world: World, who: str, error: PersistenceError
+) -> None:
+    async def fail(call: Call) -> None:
+        if call.write:
+            raise error
+
+    world.faulty.before = fail
+    await scene.admin.begin()
+    participant = scene.registry() if who == "registry" else scene.server("a")
+    run = asyncio.create_task(participant.run())
+    while not run.done():
+        await scene.clock.skip(SECOND)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run
+    assert caught.group_contains(JournalError, match=str(error))
 
 
 async def test_registry_completes_what_a_crash_has_left(scene: Scene, world: World) -> None:
