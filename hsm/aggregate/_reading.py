@@ -48,11 +48,7 @@ class Reader(Generic[StateT, FactT]):
     async def onwards(self, state: StateT) -> StateT:
         """The present state, from another one on; that one itself if nothing has come since."""
         if state.vid == EPOCH:
-            found = await self._read(state)
-            if found.vid == EPOCH:
-                # Of a history that was deleted, the head tells the journal which ids were used up.
-                await self._journal.head(state.id)
-            return found
+            return await self._read(state)
         new = self._behavior.new_state(state.id)
         head = await self._journal.head(state.id)
         if head == state.vid:
