@@ -22,9 +22,14 @@ _NONE: Final = ""
 
 
 class Coding:
-    """Encodes by one codec, and decodes by any that it knows."""
+    """Encodes by one codec, and decodes by any that it knows.
 
-    def __init__(self, codec: Codec | None, older: Iterable[Codec]) -> None:
+    What the codec is told of the place holds for `kind` in `namespace` alone: nothing of another kind, and
+    nothing of another namespace that shares the key, can be put there.
+    """
+
+    def __init__(self, kind: str, namespace: str, codec: Codec | None, older: Iterable[Codec]) -> None:
+        self._place = f"{kind}/{namespace}/".encode(errors="surrogatepass")
         self._codec = codec
         known = [*older] if codec is None else [codec, *older]
         self._codecs: Mapping[str, Codec] = {each.name: each for each in known}
@@ -43,7 +48,7 @@ class Coding:
         if codec is None:
             return data, _NONE
         try:
-            return codec.encode(data, history.bytes + id_), codec.name
+            return codec.encode(data, self._place + history.bytes + id_), codec.name
         except Exception as error:
             raise TranscodingError(history, id_, codec.name, f"it cannot be encoded: {error!r}") from error
 
@@ -59,7 +64,7 @@ class Coding:
         if codec is None:
             raise TranscodingError(history, id_, name, "no codec of this name was given to the journal")
         try:
-            return codec.decode(stored, history.bytes + id_)
+            return codec.decode(stored, self._place + history.bytes + id_)
         except Exception as error:
             raise TranscodingError(history, id_, name, f"it cannot be decoded: {error!r}") from error
 

@@ -24,8 +24,9 @@ class Codec(Protocol):
     def encode(self, data: bytes, context: bytes) -> bytes:
         """The stored form of `data`.
 
-        `context` names history and event. It is there again for `decode`, and is not stored with the data:
-        encryption can authenticate it, so that nobody puts one event in the place of another.
+        `context` names namespace, history and event, and tells a snapshot from an event. It is there again
+        for `decode`, and is not stored with the data: encryption can authenticate it, so that nobody puts
+        one event in the place of another.
         """
         ...
 

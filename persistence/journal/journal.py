@@ -96,7 +96,7 @@ class Journal:
         self.observer: JournalObserver = observer or JournalObserver()
         self.options: JournalOptions = options
         self._random: random.Random = chance or random.Random()
-        self._coding = Coding(options.codec, options.older_codecs)
+        self._coding = Coding("event", namespace, options.codec, options.older_codecs)
         self._heads = Heads(self.store, self.partition, self.ids, options.kept_heads)
         self._appender = Appender(
             self.store,
@@ -116,7 +116,12 @@ class Journal:
             interval=options.poll_interval,
             observer=self.observer,
         )
-        self.snapshots: Snapshots = Snapshots(self.store, self.partition, self._coding, self.clock)
+        self.snapshots: Snapshots = Snapshots(
+            self.store,
+            self.partition,
+            Coding("snapshot", namespace, options.codec, options.older_codecs),
+            self.clock,
+        )
         self.feed: Feed = Feed(
             self.store,
             namespace,

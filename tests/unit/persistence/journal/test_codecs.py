@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from persistence import InvalidRequestError
 from persistence.journal import NO_VC, Journal, JournalOptions, TranscodingError, ZlibCodec
-from persistence.proto.journal_pb2 import EventRow
+from persistence.proto.journal_pb2 import EventRow, SnapshotRow
 from persistence.store import EngineStore, SetRequest
 from tests.support.histories import codes, numbered, rows
 
@@ -77,6 +77,26 @@ async def test_events_cannot_be_exchanged(store: EngineStore) -> None:
         await codes(journal, HISTORY)
 
     assert isinstance(caught.value.__cause__, InvalidTag)
+
+
+async def test_events_and_snapshots_cannot_be_moved_elsewhere(store: EngineStore) -> None:
+    """Not to the same place in the namespace of somebody else who shares the key, nor into a snapshot."""
+    codec = Sealed("k", b"k" * 32)
+    options = JournalOptions(codec=codec)
+    journal, other = journal_of(store, codec), Journal(store, "other", options=options)
+    committed = await journal.commit(HISTORY, numbered(1), NO_VC)
+    for item in await rows(store, journal):
+        await store.set(SetRequest(key=item.key, value=item.value, partition=other.partition))
+    with pytest.raises(TranscodingError):
+        await codes(other, HISTORY)
+
+    await journal.snapshots.save(HISTORY, committed.version, b"state", version=1)
+    (snapshot,), (event,) = await rows(store, journal, "s/"), await event_rows(store, journal)
+    row = SnapshotRow.FromString(snapshot.value)
+    row.data = event.data
+    value = row.SerializeToString()
+    await store.set(SetRequest(key=snapshot.key, value=value, partition=journal.partition))
+    assert await journal.snapshots.load(HISTORY, version=1) is None
 
 
 async def test_unknown_codec_is_named(store: EngineStore) -> None:
