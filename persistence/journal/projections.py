@@ -13,6 +13,7 @@ from persistence.errors import (
     CommitOutcomeUnknownError,
     ETagMismatchError,
     InvalidRequestError,
+    StoreBrokenError,
     StoreCorruptError,
     StoreUnavailableError,
     TransactionTooLargeError,
@@ -199,7 +200,7 @@ class Projection:
         """Work in whatever is committed, until cancelled. A store that cannot be reached is waited for.
 
         Raises:
-            Exception: as `catch_up`, but for `StoreUnavailableError`.
+            Exception: as `catch_up`, but for `StoreUnavailableError` unless it is a `StoreBrokenError`.
         """
         pause = _FIRST_PAUSE_NS
         async with self._journal.subscribe() as subscription:
@@ -207,6 +208,8 @@ class Projection:
                 try:
                     await self.catch_up()
                 except StoreUnavailableError as error:
+                    if isinstance(error, StoreBrokenError):
+                        raise  # this one does not come back
                     _logger.warning("projection %s waits for its store: %s", self.name, error)
                     await sleep(self._journal.clock, pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_NS)

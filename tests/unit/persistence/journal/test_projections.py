@@ -8,7 +8,7 @@ import pytest
 
 from hsm.testing import Call, CutOffError, FakeClock, FaultyStore
 from persistence import CommitOutcomeUnknownError, InvalidRequestError, TransactionTooLargeError, connect
-from persistence.errors import StoreUnavailableError
+from persistence.errors import StoreBrokenError, StoreUnavailableError
 from persistence.journal import (
     NO_VC,
     FeedItem,
@@ -187,6 +187,31 @@ async def test_running_projection_waits_for_its_store(store: EngineStore, clock:
 
     assert failures == 3
     assert await seen(projection) == [1, 2]
+
+
+async def test_running_projection_ends_with_a_store_that_will_not_come_back(store: EngineStore) -> None:
+    faulty = FaultyStore(store)
+    journal = Journal(faulty, "tests")
+    await committed(journal, 2)
+
+    async def fail(call: Call) -> None:
+        if call.write:
+            raise StoreBrokenError("a commit died")
+
+    faulty.before = fail
+    async with asyncio.timeout(60):
+        with pytest.raises(StoreBrokenError):
+            await Projection(journal, "tally", tally).run()
+
+
+async def test_projections_of_namespaces_with_any_names_do_not_meet(store: EngineStore) -> None:
+    one, two = Journal(store, "a/b"), Journal(store, "a")
+    await committed(one, 3)
+    projection = Projection(one, "c", tally)
+    await projection.catch_up()
+
+    assert await seen(Projection(two, "b/c", tally)) == []
+    assert await seen(Projection(one, "c", tally)) == [1, 2, 3]
 
 
 async def test_reset_begins_again(journal: Journal) -> None:
