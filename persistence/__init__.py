@@ -1,5 +1,8 @@
 """Storage: a small contract over many databases, and the record layers above it."""
 
+from persistence.bulk import (
+    bulk_values,
+)
 from persistence.connect import (
     ENTRY_POINT_GROUP,
     connect,
@@ -51,6 +54,7 @@ from persistence.store import (
     GetOptions,
     GetRequest,
     GetResponse,
+    HasBulkValues,
     HasDurability,
     HasServerVersion,
     Item,
@@ -97,6 +101,7 @@ __all__ = [
     "GetOptions",
     "GetRequest",
     "GetResponse",
+    "HasBulkValues",
     "HasDurability",
     "HasServerVersion",
     "InvalidRequestError",
@@ -126,6 +131,7 @@ __all__ = [
     "TransactionalStore",
     "UnknownSchemeError",
     "WatchableStore",
+    "bulk_values",
     "check_delete_request_options",
     "check_set_request_options",
     "connect",

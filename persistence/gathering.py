@@ -41,6 +41,7 @@ class Gatherer:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[Slot, asyncio.Future[GetResponse]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._apart: set[asyncio.Task[Rows]] = set()
         self._scheduled = False
         self._closed = False
 
@@ -60,12 +61,40 @@ class Gatherer:
         # Shielded, as several callers may wait for one row, and one of them may go away.
         return await asyncio.shield(future)
 
+    async def get_all(self, slots: Sequence[Slot]) -> Rows:
+        """Read several rows, in queries of their own; those that are absent or expired are left out.
+
+        Raises:
+            StoreClosedError: the gatherer is closed.
+            PersistenceError: whatever a query raised.
+        """
+        found: Rows = {}
+        for first in range(0, len(slots), _MAX_SLOTS):
+            if self._closed:
+                raise StoreClosedError("the store is closed")
+            task = self._loop.create_task(self._read_all(slots[first : first + _MAX_SLOTS]))
+            self._apart.add(task)
+            task.add_done_callback(self._apart_ended)
+            # Shielded, as a query that was begun had better come to its end.
+            rows = await asyncio.shield(task)
+            found = {**found, **rows} if found else rows
+        return found
+
+    async def _read_all(self, slots: Sequence[Slot]) -> Rows:
+        return await self._read(slots)
+
+    def _apart_ended(self, task: asyncio.Task[Rows]) -> None:
+        self._apart.discard(task)
+        if not task.cancelled():
+            # A caller that was cancelled does not look; that is no reason to log.
+            task.exception()
+
     async def drain(self) -> None:
         """Refuse new reads, and return when the accepted ones are answered."""
         self._closed = True
-        while self._waiting or self._running:
+        while self._waiting or self._running or self._apart:
             self._start()
-            await asyncio.wait(self._running)
+            await asyncio.wait({*self._running, *self._apart})
 
     def _schedule(self) -> None:
         if not self._scheduled and len(self._running) < self._parallel:

@@ -11,7 +11,7 @@ from typing import Final
 
 from persistence.base import BatchedStore
 from persistence.decision import Slot
-from persistence.errors import FeatureMissingError, StoreClosedError
+from persistence.errors import FeatureMissingError, PersistenceError, StoreClosedError
 from persistence.gathering import Gatherer, Rows
 from persistence.like import check_keys_like, encode_token
 from persistence.options import check_key, check_partition, check_prefix, prefix_end
@@ -154,11 +154,29 @@ class ServerStore(BatchedStore):
         if check_key(request.partition, request.key) > self.limits.key_bytes:
             return GetResponse()  # no row has it, and it might not fit into the query that it would share
         eventual = request.options.consistency is Consistency.EVENTUAL
-        place = (self._place_of(request.partition), eventual)
+        gatherer = self._gatherer(request.partition, eventual=eventual)
+        return await gatherer.get((request.partition, request.key))
+
+    async def bulk_values(self, partition: str, keys: Sequence[str]) -> Sequence[bytes | None]:
+        """The values of keys of one partition, in order; None for what is absent or expired."""
+        self.check_open()
+        limit = self.limits.key_bytes
+        slots = [(partition, key) for key in keys if check_key(partition, key) <= limit]
+        rows = await self._gatherer(partition, eventual=False).get_all(slots)
+        values: list[bytes | None] = []
+        for key in keys:
+            row = rows.get((partition, key))
+            if isinstance(row, PersistenceError):
+                raise row
+            values.append(None if row is None else row.data)
+        return values
+
+    def _gatherer(self, partition: str, *, eventual: bool) -> Gatherer:
+        place = (self._place_of(partition), eventual)
         gatherer = self._gatherers.get(place)
         if gatherer is None:
             gatherer = self._gatherers[place] = Gatherer(partial(self._read_rows, eventual=eventual))
-        return await gatherer.get((request.partition, request.key))
+        return gatherer
 
     def _place_of(self, partition: str) -> Hashable:  # noqa: ARG002  for stores on several nodes
         """Where a partition is: a node that hangs holds up nobody who reads from another place."""

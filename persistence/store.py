@@ -31,6 +31,7 @@ __all__ = [
     "GetOptions",
     "GetRequest",
     "GetResponse",
+    "HasBulkValues",
     "HasDurability",
     "HasServerVersion",
     "Item",
@@ -466,6 +467,24 @@ class HasServerVersion(Protocol):
     @property
     def server_version(self) -> str:
         """Name and version of the database, for people: `PostgreSQL 17.2`."""
+        ...
+
+
+@runtime_checkable
+class HasBulkValues(Protocol):
+    """An open store that reads values, and nothing besides, faster than by `bulk_get`; not every store does.
+
+    `persistence.bulk.bulk_values` takes whichever a store has.
+    """
+
+    async def bulk_values(self, partition: str, keys: Sequence[str]) -> Sequence[bytes | None]:
+        """The values of keys of one partition, in order; None for what is absent or expired.
+
+        Many of them are not one snapshot.
+
+        Raises:
+            PersistenceError: whatever one of them meets.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from persistence.bulk import bulk_values
 from persistence.conformance.case import Cases, Refused, World, expect, expect_equal
 from persistence.errors import BulkError, ETagMismatchError, InvalidRequestError
 from persistence.store import BulkGetResponse, Feature, GetRequest
@@ -49,6 +50,19 @@ async def a_bad_key_in_a_bulk_read_is_the_error_of_its_entry(world: World) -> No
     bad, there = await _bulk_get(world, ["", "there"])
     expect(isinstance(bad.error, InvalidRequestError), f"error is {bad.error!r}")
     expect_equal((there.data, there.error), (b"value", None), "entry")
+
+
+@cases.case()
+async def values_alone_are_read_in_order(world: World) -> None:
+    """By stores that can: duplicates too, and nothing for what is absent."""
+    values = {f"key/{number}": f"{number}".encode() for number in range(1100)} | {"empty": b""}
+    await world.store.bulk_set([world.set_request(key, value) for key, value in values.items()])
+    keys = ["absent", *reversed(values), "key/7", "absent"]
+    read = await bulk_values(world.store, world.partition, keys)
+    expect_equal(list(read), [values.get(key) for key in keys], "values")
+    expect_equal(list(await bulk_values(world.store, world.partition, [])), [], "values of nothing")
+    with Refused(InvalidRequestError):
+        await bulk_values(world.store, world.partition, ["key/7", ""])
 
 
 @cases.case()

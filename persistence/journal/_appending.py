@@ -13,7 +13,7 @@ from persistence.journal._coding import Coding
 from persistence.journal._gathering import Gatherer
 from persistence.journal._header import with_header
 from persistence.journal._heads import Head, Heads
-from persistence.journal._plans import Plan, head_request, pending_request
+from persistence.journal._plans import Plan, head_request, pending_request, void_requests
 from persistence.journal._rows import event_key
 from persistence.journal.errors import (
     EventCommitUnknownError,
@@ -209,6 +209,7 @@ class Appender:
                     [
                         head_request(self._partition, history, head, row),
                         pending_request(self._partition, stamp, entry),
+                        *void_requests(self._partition, history, head.version, head.tail),
                     ]
                 )
             except ETagMismatchError as error:

@@ -7,13 +7,13 @@ from typing import Final
 from uuid import UUID
 
 from persistence.journal._heads import Head
-from persistence.journal._rows import history_key, pending_key
+from persistence.journal._rows import history_key, pending_key, void_key
 from persistence.journal.events import Event
-from persistence.journal.ids import EventId
+from persistence.journal.ids import EPOCH, EventId
 from persistence.proto.journal_pb2 import FeedEntry, HistoryHead
-from persistence.store import Concurrency, Operation, SetOptions, SetRequest
+from persistence.store import Concurrency, DeleteRequest, Operation, SetOptions, SetRequest
 
-__all__ = ["Plan", "head_request", "pending_request", "together"]
+__all__ = ["Plan", "head_request", "pending_request", "together", "void_requests"]
 
 _MUST_BE_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
 
@@ -91,3 +91,13 @@ def head_request(partition: str, history: UUID, head: Head, row: HistoryHead) ->
 def pending_request(partition: str, stamp: EventId, entry: FeedEntry) -> SetRequest:
     """The request that puts a commit into the queue for the feed."""
     return SetRequest(key=pending_key(stamp), value=entry.SerializeToString(), partition=partition)
+
+
+def void_requests(partition: str, history: UUID, last: EventId, earlier: EventId) -> list[Operation]:
+    """The requests that tell that events are void up to `last`, where they were up to `earlier` before."""
+    operations: list[Operation] = [
+        SetRequest(key=void_key(history, last), value=b"", partition=partition),
+    ]
+    if earlier not in (EPOCH, last):
+        operations.append(DeleteRequest(key=void_key(history, earlier), partition=partition))
+    return operations

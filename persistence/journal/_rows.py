@@ -8,6 +8,7 @@
 | `o/<stamp>` | commits of one transaction that have no position in the feed yet |
 | `g/<last position>` | a stretch of the feed |
 | `f` | how far the feed has come |
+| `v/<event>/<history>` | events of a history are void up to this one, and some may not be removed yet |
 
 A projection has the partition `projection/<namespace>/<name>`, in the same store or in another one:
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
+from persistence.executions import escape
 from persistence.journal.ids import EventId
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "PENDING",
     "PENDING_END",
     "POSITION_KEY",
+    "VOIDS_END",
     "event_key",
     "event_of",
     "event_prefix",
@@ -46,6 +49,9 @@ __all__ = [
     "position_of",
     "projection_partition",
     "snapshot_key",
+    "void_key",
+    "void_of",
+    "voids_from",
 ]
 
 HISTORIES: Final = "h/"
@@ -55,6 +61,7 @@ FEED_BLOCKS: Final = "g/"
 FEED_BLOCKS_END: Final = "g0"
 FEED_HEAD: Final = "f"
 POSITION_KEY: Final = "p"
+VOIDS_END: Final = "v0"
 _EVENT_DIGITS: Final = 32
 
 
@@ -108,9 +115,24 @@ def position_of(key: str) -> int:
     return int(key[len(FEED_BLOCKS) :])
 
 
+def void_key(history: UUID, last: EventId) -> str:
+    """Key of the row that tells that a history's events are void up to `last`."""
+    return f"v/{last.hex()}/{history.hex}"
+
+
+def voids_from(event: bytes) -> str:
+    """Where the rows begin that can tell something of this event, or of a later one."""
+    return f"v/{event.hex()}"
+
+
+def void_of(key: str) -> tuple[UUID, EventId]:
+    """History and event of a key that `void_key` has made."""
+    return UUID(hex=key[-_EVENT_DIGITS:]), EventId(bytes.fromhex(key[2 : 2 + _EVENT_DIGITS]))
+
+
 def projection_partition(namespace: str, name: str) -> str:
     """The partition of a projection."""
-    return f"projection/{namespace}/{name}"
+    return f"projection/{escape(namespace)}/{escape(name)}"
 
 
 def output_key(key: str) -> str:

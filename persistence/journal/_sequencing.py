@@ -22,8 +22,9 @@ from google.protobuf.message import DecodeError
 
 from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError, StoreCorruptError
 from persistence.journal._rows import FEED_HEAD, PENDING, PENDING_END, feed_block_key
+from persistence.journal._stretches import BLOCK_POSITIONS, positions_of, split_into_blocks
 from persistence.journal.ids import EventIdSource
-from persistence.proto.journal_pb2 import FeedBlock, FeedEntry, FeedHeadRow
+from persistence.proto.journal_pb2 import FeedEntry, FeedHeadRow
 from persistence.store import (
     Concurrency,
     DeleteRequest,
@@ -35,13 +36,15 @@ from persistence.store import (
     SetRequest,
 )
 
-__all__ = ["Sequencer", "parse_feed_head", "positions_of"]
+__all__ = ["Sequencer", "parse_feed_head"]
 
 _MUST_BE_ABSENT: Final = SetOptions(concurrency=Concurrency.FIRST_WRITE)
-_MAX_COMMITS: Final = 500
-_MAX_EVENTS: Final = 2000
+_MAX_COMMITS: Final = 1000
+_MAX_EVENTS: Final = 4000
 # As many events of commits that have one each; rows of commits that went together are large.
-_MAX_BYTES: Final = 128 * 1024
+_MAX_BYTES: Final = 256 * 1024
+# Two blocks that follow each other have more positions together than one may have.
+_MAX_BLOCKS: Final = 2 * _MAX_EVENTS // BLOCK_POSITIONS + 1
 _SCANS: Final = 5
 
 
@@ -63,8 +66,8 @@ class Sequencer:
         self._partition = partition
         self._ids = ids
         self._now = now
-        # Beside the commits, two rows of the feed change.
-        self._batch = max(min(_MAX_COMMITS, store.limits.operations - 2), 1)
+        # Beside the commits, the head of the feed changes, and blocks come.
+        self._batch = max(min(_MAX_COMMITS, store.limits.operations - _MAX_BLOCKS - 1), 1)
         self._lock = asyncio.Lock()
 
     async def sequence(self) -> None:
@@ -84,8 +87,8 @@ class Sequencer:
         taken = _prefix(commits, _MAX_EVENTS)
         items, entries = items[:taken], list(itertools.chain(*commits[:taken]))
         head = parse_feed_head(answer.data)
-        block = FeedBlock(first_position=head.position + 1, entries=entries, made_at_nanos=self._now())
-        head.position += sum(map(positions_of, entries))
+        blocks = list(split_into_blocks(entries, head.position + 1, self._now()))
+        head.position = blocks[-1][0]
         operations: list[Operation] = [
             SetRequest(
                 key=FEED_HEAD, value=head.SerializeToString(), partition=self._partition, etag=answer.etag
@@ -97,8 +100,11 @@ class Sequencer:
                 partition=self._partition,
                 options=_MUST_BE_ABSENT,
             ),
-            SetRequest(
-                key=feed_block_key(head.position), value=block.SerializeToString(), partition=self._partition
+            *(
+                SetRequest(
+                    key=feed_block_key(last), value=block.SerializeToString(), partition=self._partition
+                )
+                for last, block in blocks
             ),
             *(DeleteRequest(key=item.key, partition=self._partition) for item in items),
         ]
@@ -130,11 +136,6 @@ class Sequencer:
             items = again[: self._batch]
         # The first of all has nothing before it that was there when it was read.
         return items[:1]
-
-
-def positions_of(entry: FeedEntry) -> int:
-    """How many positions a commit takes: one for each event, and one for a deletion."""
-    return 1 if entry.deleted else len(entry.event_ids)
 
 
 def _prefix(commits: Sequence[Sequence[FeedEntry]], most: int) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
-import attrs
-from google.protobuf.message import DecodeError
-
+from persistence.bulk import bulk_values
 from persistence.errors import ETagMismatchError, StoreCorruptError
 from persistence.journal._coding import Coding
 from persistence.journal._heads import Head, Heads
@@ -17,25 +15,19 @@ from persistence.journal._rows import (
     FEED_BLOCKS,
     FEED_BLOCKS_END,
     FEED_HEAD,
-    event_key,
+    VOIDS_END,
     feed_block_key,
     position_of,
+    void_of,
+    voids_from,
 )
-from persistence.journal._sequencing import Sequencer, parse_feed_head, positions_of
+from persistence.journal._sequencing import Sequencer, parse_feed_head
+from persistence.journal._stretches import Place, Stretch, parse_block
 from persistence.journal.errors import CorruptHistoryError, PositionTrimmedError, TranscodingError
 from persistence.journal.events import Event
-from persistence.journal.ids import EventId, EventIdSource
+from persistence.journal.ids import EPOCH, EventId, EventIdSource
 from persistence.journal.notifier import Subscription
-from persistence.proto.journal_pb2 import FeedBlock
-from persistence.store import (
-    BulkGetResponse,
-    DeleteRequest,
-    EngineStore,
-    GetRequest,
-    Item,
-    Operation,
-    SetRequest,
-)
+from persistence.store import DeleteRequest, EngineStore, GetRequest, Operation, SetRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["Feed", "FeedItem", "FeedKind"]
 
 _PAGE: Final = 500
+_MOST_BLOCKS: Final = 500
+_BLOCKS_TRIMMED: Final = 100
+# More of them than that are looked up by history.
+_MOST_VOIDS: Final = 200
 
 
 class FeedKind(enum.Enum):
@@ -57,8 +53,7 @@ class FeedKind(enum.Enum):
     DELETED = "deleted"
 
 
-@attrs.frozen
-class FeedItem:
+class FeedItem(NamedTuple):
     """One position of the feed.
 
     Attributes:
@@ -74,15 +69,6 @@ class FeedItem:
     history: UUID
     event_id: EventId | None = None
     event: Event | None = None
-
-
-class _Place(NamedTuple):
-    """A position as its block tells of it."""
-
-    position: int
-    history: UUID
-    life: int
-    event_id: EventId | None
 
 
 class Feed:
@@ -113,6 +99,8 @@ class Feed:
         self._ids = ids
         self._subscribe = subscribe
         self._sequencer = Sequencer(store, partition, ids, now)
+        # How many blocks the last page took: the next one is likely to take as many.
+        self._blocks = 2
 
     async def last_position(self) -> int:
         """The last position there is, everything that was committed before included; 0 if there is none."""
@@ -164,7 +152,7 @@ class Feed:
         """
         position = 0
         async for item in self._store.scan(self._partition, FEED_BLOCKS, FEED_BLOCKS_END):
-            if _block(item).made_at_nanos >= nanos:
+            if parse_block(item).made_at_nanos >= nanos:
                 break
             position = position_of(item.key)
         return position
@@ -175,7 +163,7 @@ class Feed:
         Returns:
             The last position that is gone.
         """
-        most = max(min(_PAGE, self._store.limits.operations - 1), 1)
+        most = max(min(_BLOCKS_TRIMMED, self._store.limits.operations - 1), 1)
         while True:
             answer = await self._store.get(GetRequest(key=FEED_HEAD, partition=self._partition))
             head = parse_feed_head(answer.data)
@@ -199,19 +187,23 @@ class Feed:
             except ETagMismatchError:
                 continue
 
-    async def _places(self, after: int, limit: int) -> list[_Place]:
-        places: list[_Place] = []
-        if limit <= 0:
-            return places
-        start = feed_block_key(after + 1)
-        async for item in self._store.scan(self._partition, start, FEED_BLOCKS_END):
-            found = _expand(item, after, limit - len(places))
-            if places and found and found[0].position != places[-1].position + 1:
-                raise self._missing_position(places[-1].position + 1)
-            places += found
-            if len(places) == limit:
-                return places
-        return places
+    async def _places(self, after: int, limit: int) -> Sequence[Place]:
+        """The positions behind one, as far as they follow each other."""
+        stretch = Stretch(after, limit)
+        start, blocks = feed_block_key(after + 1), self._blocks
+        while stretch.wants_more:
+            scan = self._store.scan(self._partition, start, FEED_BLOCKS_END, limit=blocks)
+            items = [item async for item in scan]
+            for item in items:
+                if not stretch.extend(item):
+                    break
+            if len(items) < blocks:
+                break
+            start = items[-1].key + "/"
+            blocks = min(4 * blocks, _MOST_BLOCKS)
+        if stretch.blocks:
+            self._blocks = min(stretch.blocks, _MOST_BLOCKS)
+        return stretch.places
 
     async def _check(self, after: int, found: bool) -> None:
         """Raise if what follows is not the next position."""
@@ -225,71 +217,66 @@ class Feed:
     def _missing_position(self, position: int) -> StoreCorruptError:
         return StoreCorruptError(f"position {position} of the feed is missing in {self._partition!r}")
 
-    async def _items(self, places: Sequence[_Place]) -> Sequence[FeedItem]:
-        heads = await self._heads.read_all({place.history for place in places})
-        requests = [
-            GetRequest(key=event_key(place.history, place.event_id), partition=self._partition)
-            for place in places
-            if place.event_id is not None
-        ]
-        answers = iter(await self._store.bulk_get(requests) if requests else ())
+    async def _items(self, places: Sequence[Place]) -> Sequence[FeedItem]:
+        gone = await self._gone(places)
+        keys = [place.key for place in places if place.event_id is not None]
+        values = iter(await bulk_values(self._store, self._partition, keys))
+        latest: bytes = EPOCH
         items: list[FeedItem] = []
         for place in places:
-            answer = None if place.event_id is None else next(answers)
+            position, history, _, event_id, _ = place
+            if event_id is None:
+                items.append(FeedItem(position, FeedKind.DELETED, history))
+                continue
+            value = next(values)
             try:
-                items.append(await self._item(place, heads[place.history], answer))
+                if value is None or position in gone:
+                    if position not in gone:
+                        await self._check_gone(place, event_id)
+                    items.append(FeedItem(position, FeedKind.GONE, history, event_id))
+                    continue
+                event = self._coding.event(history, event_id, value)
             except (CorruptHistoryError, TranscodingError):
                 # Of what stands before it, nobody shall be deprived.
                 if not items:
                     raise
                 break
+            items.append(FeedItem(position, FeedKind.EVENT, history, event_id, event))
+            latest = max(latest, event_id)
+        self._ids.observe(latest)
         return items
 
-    async def _item(self, place: _Place, head: Head, answer: BulkGetResponse | None) -> FeedItem:
-        position, history, life, event_id = place
-        if event_id is None or answer is None:
-            return FeedItem(position, FeedKind.DELETED, history)
-        if answer.error is not None:
-            raise answer.error
-        if _is_gone(head, life, event_id):
-            return FeedItem(position, FeedKind.GONE, history, event_id)
-        if answer.data is None:
-            # Unless it went away between the two reads, it should be there.
-            if not _is_gone(await self._heads.read(history), life, event_id):
-                raise CorruptHistoryError(history, event_id, "it stands in the feed, and is missing")
-            return FeedItem(position, FeedKind.GONE, history, event_id)
-        self._ids.observe(event_id)
-        event = self._coding.event(history, event_id, answer.data)
-        return FeedItem(position, FeedKind.EVENT, history, event_id, event)
+    async def _gone(self, places: Sequence[Place]) -> Collection[int]:
+        """The positions of events that cannot be read any more, although they may not be removed yet."""
+        ids = [place.event_id for place in places if place.event_id is not None]
+        if not ids:
+            return ()
+        voids: dict[UUID, EventId] = {}
+        start, count = voids_from(min(ids)), 0
+        async for item in self._store.scan(self._partition, start, VOIDS_END, limit=_MOST_VOIDS):
+            history, last = void_of(item.key)
+            voids[history] = last
+            count += 1
+        if count == _MOST_VOIDS:
+            heads = await self._heads.read_all({place.history for place in places})
+            return {place.position for place in places if _is_gone(heads[place.history], place)}
+        if not voids:
+            return ()
+        return {
+            place.position for place in places if (place.event_id or EPOCH) <= voids.get(place.history, EPOCH)
+        }
+
+    async def _check_gone(self, place: Place, event_id: EventId) -> None:
+        """Return if an event that is missing may be.
+
+        Raises:
+            CorruptHistoryError: it should be there.
+        """
+        if not _is_gone(await self._heads.read(place.history), place):
+            raise CorruptHistoryError(place.history, event_id, "it stands in the feed, and is missing")
 
 
-def _is_gone(head: Head, life: int, event_id: EventId) -> bool:
-    return not head.active or head.row is None or head.row.life != life or event_id <= head.tail
-
-
-def _block(item: Item) -> FeedBlock:
-    try:
-        return FeedBlock.FromString(item.value)
-    except DecodeError as error:
-        raise StoreCorruptError(f"the stretch {item.key} of the feed is damaged: {error}") from error
-
-
-def _expand(item: Item, after: int, limit: int) -> list[_Place]:
-    """The positions of a stretch behind one of them, so many at most."""
-    block = _block(item)
-    position = block.first_position
-    places: list[_Place] = []
-    for entry in block.entries:
-        # A stretch is read once for every page of it; what is on another page costs next to nothing.
-        count = positions_of(entry)
-        if position + count <= after + 1:
-            position += count
-            continue
-        history = UUID(bytes=entry.history)
-        for event_id in (None,) if entry.deleted else map(EventId, entry.event_ids):
-            if position > after:
-                places.append(_Place(position, history, entry.life, event_id))
-                if len(places) == limit:
-                    return places
-            position += 1
-    return places
+def _is_gone(head: Head, place: Place) -> bool:
+    if not head.active or head.row is None or head.row.life != place.life:
+        return True
+    return place.event_id is not None and place.event_id <= head.tail

@@ -10,8 +10,9 @@ from uuid import UUID
 
 import attrs
 
-from persistence.errors import ConflictError, StoreClosedError
+from persistence.errors import ConflictError, StoreClosedError, StoreUnavailableError
 from persistence.journal._heads import Head, mark_id, parse_head
+from persistence.journal._plans import head_request, void_requests
 from persistence.journal._rows import (
     HISTORIES,
     event_key,
@@ -19,6 +20,7 @@ from persistence.journal._rows import (
     history_key,
     history_of,
     snapshot_key,
+    void_key,
 )
 from persistence.journal.events import Event
 from persistence.journal.ids import EPOCH, EventId
@@ -30,7 +32,7 @@ from persistence.proto.journal_pb2 import (
     HistoryHead,
     HistoryMark,
 )
-from persistence.store import DeleteRequest, Operation, SetRequest
+from persistence.store import DeleteRequest, GetRequest, Operation
 
 __all__ = ["CollectReport", "Retention", "RetentionOptions", "TrimPolicy", "TrimReport"]
 
@@ -120,7 +122,8 @@ class Retention:
 
     Both runs go through all histories of the namespace, in batches, beside whatever is committed meanwhile. A
     history that fails is reported, and the run goes on with the next one; one that changes meanwhile has its
-    turn in the next run. Call them from time to time; several processes may.
+    turn in the next run. Only a store that cannot be reached ends a run. Call them from time to time; several
+    processes may.
     """
 
     def __init__(
@@ -152,14 +155,11 @@ class Retention:
             epochs = await self._move_epoch(history, row, policy, now)
             if not tails and not epochs:
                 return
-            await self._journal.store.set(
-                SetRequest(
-                    key=history_key(history),
-                    value=row.SerializeToString(),
-                    partition=self._journal.partition,
-                    etag=head.etag,
-                )
-            )
+            partition = self._journal.partition
+            operations: list[Operation] = [head_request(partition, history, head, row)]
+            if tails:
+                operations += void_requests(partition, history, mark_id(row.tail), head.tail)
+            await self._journal.store.multi(operations)
             report.tails += tails
             report.epochs += epochs
 
@@ -198,7 +198,7 @@ class Retention:
             deleted_for = now - head.row.deleted_at_nanos
             if head.active:
                 if now - head.row.tail.set_at_nanos >= _nanos(self._options.tail_grace):
-                    report.events += await self._remove_events(history, head.tail)
+                    report.events += await self._remove_before_tail(history, head.tail)
             elif head.row.phase == HISTORY_PHASE_DELETING:
                 if deleted_for >= _nanos(self._options.events_kept):
                     # Up to the last event of this life: if the history is created again meanwhile, what it
@@ -233,21 +233,27 @@ class Retention:
         if head.row is not None:
             row.CopyFrom(head.row)
         row.phase = HISTORY_PHASE_DELETED
-        operations: list[Operation] = [
-            SetRequest(
-                key=history_key(history),
-                value=row.SerializeToString(),
-                partition=self._journal.partition,
-                etag=head.etag,
-            ),
-            DeleteRequest(key=snapshot_key(history), partition=self._journal.partition),
-        ]
-        await self._journal.store.multi(operations)
+        partition = self._journal.partition
+        await self._journal.store.multi(
+            [
+                head_request(partition, history, head, row),
+                DeleteRequest(key=snapshot_key(history), partition=partition),
+                DeleteRequest(key=void_key(history, head.last), partition=partition),
+            ]
+        )
+
+    async def _remove_before_tail(self, history: UUID, tail: EventId) -> int:
+        """Remove the events up to the tail, unless that was done before."""
+        store, partition = self._journal.store, self._journal.partition
+        key = void_key(history, tail)
+        if tail == EPOCH or (await store.get(GetRequest(key=key, partition=partition))).data is None:
+            return 0
+        removed = await self._remove_events(history, tail)
+        await store.delete(DeleteRequest(key=key, partition=partition))
+        return removed
 
     async def _remove_events(self, history: UUID, last: EventId) -> int:
         """Remove the events up to this one."""
-        if last == EPOCH:
-            return 0
         store, partition = self._journal.store, self._journal.partition
         removed = 0
         end = event_key(history, last) + "/"
@@ -270,7 +276,8 @@ class Retention:
                 await act(history, Head(parse_head(history, value), etag))
             except ConflictError:
                 _logger.info("history %s changes; it has its turn in the next run", history)
-            except StoreClosedError:
+            except (StoreClosedError, StoreUnavailableError):
+                # No fault of the history, and the next one would meet the same.
                 raise
             except Exception as error:
                 # Whatever it is, a policy's error too: it must not keep the others from their turn.

@@ -110,6 +110,16 @@ class MemoryStore(BaseStore):
             return GetResponse(data=row.value, etag=row.etag, content_type=row.content_type)
         return GetResponse(row.value, row.etag, expiry_metadata(row.expires), row.content_type)
 
+    async def bulk_values(self, partition: str, keys: Sequence[str]) -> Sequence[bytes | None]:
+        """The values of keys of one partition, in order; None for what is absent or expired."""
+        data = self._live_data()
+        values: list[bytes | None] = []
+        for key in keys:
+            check_key(partition, key)
+            row = data.row((partition, key))
+            values.append(None if row is None else row.value)
+        return values
+
     async def multi(self, operations: Sequence[Operation]) -> str:
         """Carry out all operations or none; the etag of every row that was written ("" if none was).
 

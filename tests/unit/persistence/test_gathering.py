@@ -236,3 +236,49 @@ def test_a_program_that_ends_is_not_held_up() -> None:
         assert not any(read.done() for read in reads)
 
     asyncio.run(program())
+
+
+async def test_many_rows_for_one_reader_take_queries_of_their_own() -> None:
+    database = Database()
+    gatherer = Gatherer(database.read)
+    (single,) = ask(gatherer, "single")
+    slots = [("", "absent"), *(("", f"k{number}") for number in range(1500)), ("", "k1")]
+    read = asyncio.create_task(gatherer.get_all(slots))
+    await turns()
+    assert [len(query) for query in database.queries] == [1000, 1]
+    database.answer()
+    database.answer()
+    await turns()
+    assert len(database.queries[2]) == 502
+    database.answer()
+
+    rows = await read
+    assert (await single).data == b"single"
+    assert len(rows) == 1500
+    assert rows.keys() == {slot for slot in slots if slot[1] != "absent"}
+
+
+async def test_many_rows_fail_with_their_query() -> None:
+    database = Database()
+    read = asyncio.create_task(Gatherer(database.read).get_all([("", "a"), ("", "b")]))
+    await turns()
+    database.answer(StoreUnavailableError("down"))
+
+    with pytest.raises(StoreUnavailableError, match="down"):
+        await read
+
+
+async def test_draining_waits_for_many_rows_also_if_their_reader_has_gone() -> None:
+    database = Database()
+    gatherer = Gatherer(database.read)
+    read = asyncio.create_task(gatherer.get_all([("", "a")]))
+    await turns()
+    read.cancel()
+    drain = asyncio.create_task(gatherer.drain())
+    await turns()
+    assert not drain.done()
+    database.answer(StoreUnavailableError("down"))
+    await drain
+
+    with pytest.raises(StoreClosedError):
+        await gatherer.get_all([("", "a")])

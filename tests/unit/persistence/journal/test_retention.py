@@ -259,7 +259,7 @@ async def test_commit_in_the_middle_of_a_trim_wins(store: EngineStore, clock: Fa
     await filled(other, 1, BEGIN, 2)
 
     async def intrude(call: Call) -> None:
-        if call.method == "set":
+        if call.method == "multi":
             faulty.before = None
             await other.commit(HISTORY, numbered(3), NO_VC)
 
