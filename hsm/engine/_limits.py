@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
-from hsm.engine.clock import Clock, TimerHandle
+from hsm.engine._alarm import Alarm
+from hsm.engine.clock import Clock
 
 __all__ = ["TimeLimits"]
 
@@ -21,7 +22,7 @@ class TimeLimits:
     `cancelled` is told of each of them, which may not heed it.
     """
 
-    __slots__ = ("_alarm", "_alarm_at", "_cancelled", "_clock", "_deadlines", "_expired")
+    __slots__ = ("_alarm", "_cancelled", "_clock", "_deadlines", "_expired")
 
     def __init__(
         self, clock: Clock, cancelled: Callable[[asyncio.Task[Any]], None] = lambda _run: None
@@ -31,16 +32,14 @@ class TimeLimits:
         # No heap: few tasks run at once, and nearly all of them end long before anybody looks.
         self._deadlines: dict[asyncio.Task[Any], int] = {}
         self._expired: set[asyncio.Task[Any]] = set()
-        self._alarm: TimerHandle | None = None
-        self._alarm_at = 0
+        self._alarm = Alarm(clock, self._wake)
 
     def begin(self, run: asyncio.Task[Any], duration: timedelta) -> None:
         """Cancel `run` after `duration`, unless `end` comes first."""
         nanos = duration // _MICROSECOND * _NANOS_PER_MICROSECOND
         deadline = self._clock.time_ns() + nanos
         self._deadlines[run] = deadline
-        if self._alarm is None or deadline < self._alarm_at:
-            self._arm(deadline)
+        self._alarm.set(deadline)
 
     def end(self, run: asyncio.Task[Any]) -> bool:
         """Whether `run` was cancelled for the time it took, and by nobody else."""
@@ -56,18 +55,9 @@ class TimeLimits:
 
     def close(self) -> None:
         """Cancel nothing any more, before the next `begin`."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-
-    def _arm(self, deadline: int) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = deadline
-        self._alarm = self._clock.call_at(deadline, self._wake)
+        self._alarm.stop()
 
     def _wake(self) -> None:
-        self._alarm = None
         now = self._clock.time_ns()
         for run in [run for run, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[run]
@@ -75,4 +65,4 @@ class TimeLimits:
             run.cancel()
             self._cancelled(run)
         if self._deadlines:
-            self._arm(min(self._deadlines.values()))
+            self._alarm.set(min(self._deadlines.values()))

@@ -12,11 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from hsm.engine._alarm import Alarm
 from hsm.engine._gates import Circuit, Gate, verdict
 from hsm.engine._policies import Policies
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine._task_queue import TaskQueue
-from hsm.engine.clock import Clock, TimerHandle, nanos_of
+from hsm.engine.clock import Clock, nanos_of
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.engine.info import QueueInfo
 from hsm.errors import DestinationDownError, Disposition, disposition
@@ -58,8 +59,7 @@ class Dispatcher:
         self._tasks: dict[str, QueuedTask] = {}
         self._delayed: DeadlineQueue[str] = DeadlineQueue()
         self._closed: DeadlineQueue[QueueKey] = DeadlineQueue()
-        self._alarm: TimerHandle | None = None
-        self._alarm_at = 0
+        self._alarm = Alarm(clock, self._wake)
         self._started = False
         self._finished: OrderedDict[str, str] = OrderedDict()
 
@@ -124,9 +124,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Run nothing more; what runs goes on. All the rest stays in the store."""
         self._started = False
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._alarm.stop()
 
     def review(self) -> None:
         """Do as the options say by now, and forget queues that have nothing to do."""
@@ -321,17 +319,10 @@ class Dispatcher:
 
     def _arm(self) -> None:
         deadline = self.next_due()
-        if not self._started or deadline is None:
-            return
-        if self._alarm is not None:
-            if self._alarm_at <= deadline:
-                return
-            self._alarm.cancel()
-        self._alarm_at = deadline
-        self._alarm = self._clock.call_at(deadline, self._wake)
+        if self._started and deadline is not None:
+            self._alarm.set(deadline)
 
     def _wake(self) -> None:
-        self._alarm = None
         now = self._clock.time_ns()
         while (task_id := self._delayed.pop_due(now)) is not None:
             task = self._tasks[task_id]

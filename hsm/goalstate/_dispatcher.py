@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Final
 
+from hsm.engine._alarm import Alarm
 from hsm.engine._limits import TimeLimits
 from hsm.engine._stopping import PATIENCE_SECONDS, end_runs
-from hsm.engine.clock import TimerHandle
 from hsm.goalstate._entry import Entry
 from hsm.goalstate._evaluation import Evaluator
 from hsm.goalstate._lanes import Lanes
@@ -56,8 +56,7 @@ class Dispatcher:
         self._placed: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._alarm: TimerHandle | None = None
-        self._alarm_at = 0
+        self._alarm = Alarm(options.clock, self._pump)
         self._started = False
         self._idle: list[asyncio.Future[None]] = []
         self._outlasting = 0
@@ -89,7 +88,7 @@ class Dispatcher:
         """Let an entry be run at a time, or earlier if that was said before. From any thread."""
         with self.lock:
             self._lanes.put_earlier(entry, deadline)
-        if self._started and (self._alarm is None or deadline < self._alarm_at):
+        if self._started and not self._alarm.is_set_by(deadline):
             self._wake_up()
 
     def unschedule(self, entry: Entry) -> bool:
@@ -112,9 +111,7 @@ class Dispatcher:
     async def stop(self, grace: timedelta) -> None:
         """Begin no run any more; wait for those that run, and cancel them after a while."""
         self._started = False
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._alarm.stop()
         await end_runs(self._runs.keys(), grace)
         for run, entry in self._runs.items():
             # It does not heed its cancellation, and must not take a place after another start.
@@ -150,18 +147,8 @@ class Dispatcher:
             return
         with self.lock:
             deadline = self._lanes.next_deadline()
-        if deadline is None:
-            return
-        if self._alarm is not None:
-            if self._alarm_at <= deadline:
-                return
-            self._alarm.cancel()
-        self._alarm_at = deadline
-        self._alarm = self._clock.call_at(deadline, self._alarmed)
-
-    def _alarmed(self) -> None:
-        self._alarm = None
-        self._pump()
+        if deadline is not None:
+            self._alarm.set(deadline)
 
     def _pump(self) -> None:
         if not self._started:
