@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 from hsm.errors import (
-    AccessClosedError,
     ReentrantTransitionError,
     StateMachineAlreadyExistsError,
-    StateMachineDeletedError,
 )
-from hsm.machine import HasState, Key, MachineDefinition, MachineType, VersionedTransition
-from hsm.ref import ExecutionKey, Ref
+from hsm.machine import HasState, Key, MachineDefinition, VersionedTransition
 from hsm.registry import Registry
 from hsm.transition import NO_OUTPUT, Transition, TransitionOutput
 from hsm.tree import _children, _data, _proto, _sync
 from hsm.tree._data import UNLOADED
 from hsm.tree._operation import Operation, PathAndOutputs, operations, outputs
+from hsm.tree._place import Place
 from hsm.tree._source import ChildSource, MessageSource
 from hsm.tree._state import DELETED, IN_TRANSITION, LIVE, Savepoint, TreeState
 from hsm.tree._undo import undo_add, undo_transition
-from persistence.proto.hsm_pb2 import StateMachineMap, StateMachineNode, StateMachineTask
+from persistence.proto.hsm_pb2 import StateMachineMap, StateMachineNode
 
 __all__ = ["Node", "machine_data", "machine_transition"]
 
@@ -33,7 +31,7 @@ MachineT = TypeVar("MachineT", bound=HasState[Any])
 _NO_VERSION: Final = VersionedTransition()
 
 
-class Node:
+class Node(Place):
     """One machine in a tree: its data, its count of transitions, and the machines below it.
 
     Nodes are made by `new_root`, `add_child` and `child`. The same child is the same object every time,
@@ -46,57 +44,7 @@ class Node:
     deletes make the tree dirty and a deleted handle refuses every use.
     """
 
-    __slots__ = (
-        "_children",
-        "_count",
-        "_data",
-        "_definition",
-        "_gone",
-        "_initial_version",
-        "_key",
-        "_last_version",
-        "_listed",
-        "_ordinal",
-        "_parent",
-        "_path",
-        "_raw",
-        "_serialize",
-        "_snapshot",
-        "_source",
-        "_state",
-        "_status",
-        "_tasks",
-    )
-
-    _serialize: Callable[[Any], bytes]
-
-    def __init__(
-        self,
-        state: TreeState,
-        parent: Node | None,
-        key: Key | None,
-        definition: MachineDefinition[Any],
-        raw: bytes,
-        data: object = UNLOADED,
-    ) -> None:
-        self._state = state
-        self._parent = parent
-        self._key = key
-        self._path: tuple[Key, ...] | None = None
-        self._definition = definition
-        self._serialize = definition.serialize
-        self._raw: bytes = raw
-        self._data = data
-        self._snapshot: bytes | None = raw if state.debug else None
-        self._count = 0
-        self._initial_version = self._last_version = state.version
-        self._ordinal = 0
-        self._status = LIVE
-        self._tasks: tuple[StateMachineTask, ...] = ()
-        self._children: dict[Key, Node] | None = None
-        self._source: ChildSource | None = None
-        self._gone: set[Key] | None = None
-        self._listed = True
+    __slots__ = ()
 
     @classmethod
     def new_root(
@@ -198,76 +146,6 @@ class Node:
         self._state.next_ordinal = message.next_ordinal
         self._state.unnumbered = message
 
-    def __repr__(self) -> str:
-        return f"<Node {self._name()} at transition {self._count}{' deleted' if self.deleted else ''}>"
-
-    def _name(self) -> str:
-        return "/".join(map(str, self.path)) or "the root"
-
-    @property
-    def key(self) -> Key | None:
-        """The machine's key among its siblings; None for the root."""
-        return self._key
-
-    @property
-    def parent(self) -> Node | None:
-        """The node above; None for the root."""
-        return self._parent
-
-    @property
-    def path(self) -> tuple[Key, ...]:
-        """Keys from the root to this node; () for the root."""
-        path = self._path
-        if path is None:
-            parent, key = self._parent, self._key
-            path = () if parent is None or key is None else (*parent.path, key)
-            self._path = path
-        return path
-
-    @property
-    def machine_type(self) -> MachineType:
-        """The type of the machine."""
-        return self._definition.type
-
-    @property
-    def transition_count(self) -> int:
-        """Transitions that this machine has made."""
-        return self._count
-
-    @property
-    def initial_version(self) -> VersionedTransition:
-        """When the machine was created."""
-        return self._initial_version
-
-    @property
-    def last_update_version(self) -> VersionedTransition:
-        """When the machine last changed."""
-        return self._last_version
-
-    @property
-    def version(self) -> VersionedTransition:
-        """What the present transaction stamps on the machines it changes."""
-        return self._state.version
-
-    @property
-    def deleted(self) -> bool:
-        """Whether the machine was deleted, by itself or with one above it."""
-        return self._status == DELETED
-
-    @property
-    def dirty(self) -> bool:
-        """Whether this machine or one below it was changed in this transaction. For the root this is O(1)."""
-        dirty = self._state.dirty
-        if self._parent is None or not dirty:
-            return bool(dirty)
-        return any(node is self or self in node._ancestors() for node in dirty)
-
-    def _ancestors(self) -> Iterator[Node]:
-        node = self._parent
-        while node is not None:
-            yield node
-            node = node._parent
-
     def begin(self, version: VersionedTransition) -> None:
         """Set what this transaction stamps on the machines it changes. Only for the root."""
         self._require_root("begin")
@@ -309,6 +187,8 @@ class Node:
 
     def add_child(self, key: Key, data: object) -> Node:
         """Add a machine below this one. The tree becomes dirty; no operation and no task come of it.
+
+        The object is the machine's from then on, and nobody else's.
 
         Raises:
             StateMachineAlreadyExistsError: there is one with this key.
@@ -456,18 +336,6 @@ class Node:
         self._check()
         return Savepoint(self._state)
 
-    def ref(self, execution: ExecutionKey) -> Ref:
-        """A reference to this machine as it is now."""
-        self._check()
-        return Ref(
-            execution,
-            self.path,
-            self._count,
-            self._initial_version,
-            self._last_version,
-            self._state.version,
-        )
-
     def regenerate_tasks(self) -> TransitionOutput:
         """The tasks that the machine waits for now, as its data tells them.
 
@@ -513,21 +381,6 @@ class Node:
         version = self._state.version
         if self._last_version != version:
             message.row_transition_count = version.transition_count
-
-    def _check(self) -> None:
-        if self._status == DELETED or self._state.sealed:
-            self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        if self._status == DELETED:
-            raise StateMachineDeletedError(f"{self._name()} was deleted")
-        if self._state.sealed:
-            raise AccessClosedError(f"{self._name()} was used after its access had ended")
-        raise ReentrantTransitionError(f"{self._name()} is in a transition already")
-
-    def _require_root(self, what: str) -> None:
-        if self._parent is not None:
-            raise ValueError(f"{what} is for the root, not for {self._name()}")
 
 
 def machine_data(node: Node, type_: type[DataT]) -> DataT:
