@@ -7,9 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from hsm.engine._commit import tasks_of
 from hsm.engine._execution import Execution
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._operate import has_seen, operate
 from hsm.engine._planner import Amendment, Planner
+from hsm.engine._translation import translated
 from hsm.errors import ExecutionClosedError, NotCancellableError
 from hsm.ref import ExecutionKey
 from hsm.transition import TransitionOutput

@@ -6,10 +6,11 @@ from typing import Final
 
 from hsm.engine._children import DETACHED
 from hsm.engine._execution import decode_row
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._logs import engine_logger, of_partition
 from hsm.engine._merge import free_tombstone_key
 from hsm.engine._search import index_keys
+from hsm.engine._translation import translated
 from hsm.errors import ExecutionNotFoundError, ExecutionRunningError, SerializationError
 from hsm.ref import ExecutionKey
 from persistence import errors as storage

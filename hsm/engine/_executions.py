@@ -1,23 +1,21 @@
-"""Access to executions: the cache of trees, the lock of each, and the way from a function to a commit."""
+"""Access to executions: the way from a function of a node to a commit."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
+from hsm.engine._cache import Cache
 from hsm.engine._commit import Commit, Removed, find_removed
-from hsm.engine._execution import Execution, decode_row, load_execution, load_part
+from hsm.engine._execution import Execution
 from hsm.engine._plan import plan
 from hsm.engine._planner import Amendment
 from hsm.engine._rows import QueuedTask, is_detached
 from hsm.engine._transaction import (
     begin,
     check_open,
-    check_pending,
     check_runnable,
     end,
     locate,
@@ -25,36 +23,28 @@ from hsm.engine._transaction import (
     roll_back,
     seal,
 )
+from hsm.engine._translation import translated
 from hsm.engine.clock import nanos_of
 from hsm.engine.ids import IdSource
 from hsm.engine.options import EngineOptions
 from hsm.errors import (
     CommitConflictError,
-    CommitOutcomeUnknownError,
-    ExecutionNotFoundError,
     NotActiveError,
-    ReentrantTransitionError,
     StaleReferenceError,
     StaleStateError,
-    StorageUnavailableError,
-    TransactionTooLargeError,
 )
 from hsm.executor import AccessType
-from hsm.ref import ExecutionKey, Ref
+from hsm.ref import Ref
 from hsm.registry import Registry
 from hsm.tree import MissingPart, Node
 from persistence import errors as storage
-from persistence.executions import current_run_key, shard_of, shard_partition
-from persistence.proto.execution_pb2 import CurrentRun
-from persistence.store import CheckRequest, EngineStore, GetRequest
+from persistence.store import CheckRequest, EngineStore
 
-__all__ = ["Executions", "translated"]
+__all__ = ["Executions"]
 
 ResultT = TypeVar("ResultT")
 
-_EVICTED_AT_ONCE: Final = 2
 _UNOBSERVED: Final = nullcontext()
-_WHOLE_TREE: Final = MissingPart((), subtree=True)
 
 
 class _Again:
@@ -64,7 +54,7 @@ class _Again:
 _AGAIN: Final = _Again()
 
 
-class Executions:
+class Executions(Cache):
     """The executions of one store, as far as this process has them in memory.
 
     Everything here goes by the version row: a cached tree is only a guess, a commit checks it, a read
@@ -80,121 +70,10 @@ class Executions:
         shard_count: int,
         committed: Callable[[Execution, Commit], None],
     ) -> None:
-        self._store = store
-        self._registry = registry
-        self._options = options
+        super().__init__(store, registry, options, shard_count)
         self._ids = ids
-        self._shard_count = shard_count
         self.committed = committed
-        self.loaded: Callable[[Execution], None] = _nothing_to_tell
         self._retention = nanos_of(options.retention) if options.retention is not None else 0
-        self.cluster = options.cluster
-        self._cache: OrderedDict[ExecutionKey, Execution] = OrderedDict()
-
-    def partition(self, key: ExecutionKey) -> str:
-        """The partition of an execution."""
-        return shard_partition(shard_of(key.namespace, key.id, self._shard_count))
-
-    async def resolve(self, key: ExecutionKey) -> ExecutionKey:
-        """The key with its run id.
-
-        Raises:
-            ExecutionNotFoundError: the id has no run.
-        """
-        if key.run_id:
-            return key
-        row = current_run_key(key.namespace, key.id)
-        try:
-            found = await self._store.get(GetRequest(partition=self.partition(key), key=row))
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-        if found.data is None:
-            raise ExecutionNotFoundError(f"there is no execution {key.namespace}/{key.id}")
-        return key._replace(run_id=decode_row(CurrentRun, row, found.data).run_id)
-
-    def cached(self, key: ExecutionKey) -> Execution | None:
-        """An execution that is in memory."""
-        return self._cache.get(key)
-
-    def admit(self, execution: Execution) -> None:
-        """Put an execution into the cache, and one or two that were used long ago out of it."""
-        cache = self._cache
-        cache[execution.key] = execution
-        if len(cache) > self._options.cached_executions:
-            for other in list(itertools.islice(cache.values(), _EVICTED_AT_ONCE)):
-                if other is execution or other.lock.locked():
-                    # In use; nor may it keep the others from being looked at.
-                    cache.move_to_end(other.key)
-                else:
-                    self.evict(other)
-
-    def retire(self, execution: Execution) -> None:
-        """Let go of an execution that is closed and waits for nothing: it will hardly be asked for again."""
-        if execution.row.close_nanos and not execution.decoded:
-            self.evict(execution)
-
-    def evict(self, execution: Execution) -> None:
-        """Take an execution out of the cache; whoever waits for it loads it anew."""
-        execution.stale = True
-        if self._cache.get(execution.key) is execution:
-            del self._cache[execution.key]
-
-    def forget(self, key: ExecutionKey) -> None:
-        """Read an execution anew when it is needed next."""
-        execution = self._cache.get(key)
-        if execution is not None:
-            self.evict(execution)
-
-    async def acquire(self, key: ExecutionKey, *, fresh: bool) -> Execution:
-        """The execution, locked; if `fresh`, as it is in the store now.
-
-        Raises:
-            ReentrantTransitionError: this asyncio task holds it already.
-        """
-        while True:
-            execution = self._cache.get(key)
-            loaded = False
-            if execution is None:
-                execution, loaded = await self._load(key)
-            else:
-                self._cache.move_to_end(key)
-            if execution.owner is not None and execution.owner is asyncio.current_task():
-                raise ReentrantTransitionError(
-                    f"execution {key.namespace}/{key.id} is held by this task already"
-                )
-            await execution.lock.acquire()
-            try:
-                usable = not execution.stale and (loaded or not fresh or await self._is_current(execution))
-            except BaseException:
-                execution.lock.release()
-                raise
-            if usable:
-                return execution
-            self.evict(execution)
-            execution.lock.release()
-
-    async def _load(self, key: ExecutionKey) -> tuple[Execution, bool]:
-        """The execution, and whether it was read just now: somebody may have loaded it meanwhile."""
-        try:
-            execution = await load_execution(
-                self._store, self._registry, key, self.partition(key), self._options.loaded_nodes
-            )
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-        other = self._cache.get(key)
-        if other is not None:
-            return other, False
-        execution.join(self.cluster)
-        self.admit(execution)
-        self.loaded(execution)
-        return execution, True
-
-    async def _is_current(self, execution: Execution) -> bool:
-        try:
-            found = await self._store.get(GetRequest(partition=execution.partition, key=execution.row_key))
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-        return found.etag == execution.etag
 
     async def run(
         self,
@@ -301,7 +180,7 @@ class Executions:
         if execution is not None and not execution.lock.locked():
             begin(execution)
             try:
-                check_pending(locate(execution, ref, claim), claim)
+                locate(execution, ref, claim)
                 refuse_changes(execution)
             except (Exception, MissingPart):  # noqa: BLE001 - not believed of a tree that may be out of date
                 roll_back(execution)
@@ -310,9 +189,7 @@ class Executions:
             finally:
                 end(execution)
         # Both in one access: once that has ended, the execution may be out of the cache.
-        await self.run(
-            ref, lambda node: check_pending(node, claim), AccessType.READ, claim=claim, runnable=True
-        )
+        await self.run(ref, _nothing, AccessType.READ, claim=claim, runnable=True)
 
     async def complete(self, claim: QueuedTask) -> None:
         """Take a task that has run off its node, with its row; or put another row in that one's place."""
@@ -323,20 +200,9 @@ class Executions:
             # Nothing that could be waited for: the task is another cluster's now.
             raise StaleReferenceError(str(error)) from error
 
-    async def load_part(self, execution: Execution, part: MissingPart) -> bool:
-        """Load a part that is missing; False if the execution has moved on meanwhile."""
-        try:
-            return await load_part(self._store, execution, part)
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-
     def observed(self, _: Execution, /) -> AbstractContextManager[None]:
         """Entered around a commit of an execution, for those who tell of it."""
         return _UNOBSERVED
-
-    async def load_whole(self, execution: Execution) -> bool:
-        """Load all that is not loaded; False if the execution has moved on meanwhile."""
-        return execution.table.complete or await self.load_part(execution, _WHOLE_TREE)
 
     def plan(
         self,
@@ -451,20 +317,5 @@ class Executions:
         barrier.exception()
 
 
-def _nothing_to_tell(_: Execution) -> None:
-    """For those who do not care which executions are read."""
-
-
 def _nothing(_: Node) -> None:
-    """What a task does to the tree that does nothing but end."""
-
-
-def translated(error: storage.PersistenceError) -> Exception:
-    """The error of this package that tells what an error of the store means for a task."""
-    if isinstance(error, storage.TransactionTooLargeError):
-        return TransactionTooLargeError(str(error))
-    if isinstance(error, storage.CommitOutcomeUnknownError):
-        return CommitOutcomeUnknownError(str(error))
-    if isinstance(error, storage.StoreUnavailableError):
-        return StorageUnavailableError(str(error))
-    return error
+    """What is done to the tree on behalf of a task that is only looked at, or only ends."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from hsm.engine._execution import decode_row
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._table import row_path
+from hsm.engine._translation import translated
 from hsm.engine.clock import from_nanos
 from hsm.engine.history import tree_of
 from hsm.engine.info import HistoryEntry

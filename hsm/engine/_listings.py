@@ -8,10 +8,10 @@ from typing import Final
 
 import attrs
 
-from hsm.engine._executions import translated
 from hsm.engine._queries import execution_info
 from hsm.engine._search import index_ranges, matches
 from hsm.engine._shards import Shards
+from hsm.engine._translation import translated
 from hsm.engine.info import ExecutionInfo, ExecutionPage
 from hsm.engine.search import Between, SearchValue
 from hsm.machine import Lifecycle
@@ -120,8 +120,10 @@ class Listings:
         The token is text, and means the same to all processes, if the other arguments are the same.
 
         Raises:
-            ValueError: the token is none.
+            ValueError: the token is none, or the size is less than 1.
         """
+        if size < 1:
+            raise ValueError(f"a page of {size} executions is none")
         chosen = _Filter(namespace, status, state, attributes, started, closed)
         found: list[ExecutionInfo] = []
         async for info, position in self._from(chosen, token):
@@ -164,6 +166,8 @@ class Listings:
             for number in range(first, len(scans)):
                 partition, start, end = scans[number]
                 if number == first and after:
+                    if not start <= after < end:
+                        raise ValueError(f"{token!r} is no token of this page")
                     start = after + "\x01"
                 async for key, info in self._read(partition, start, end):
                     if chosen.matches(info):

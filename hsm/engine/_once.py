@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from hsm.engine._execution import Execution, decode_row
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._operate import has_seen, operate
 from hsm.engine._planner import ANSWERED, Amendment, Planner
 from hsm.engine._rows import QueuedTask
 from hsm.engine._start import Start, Starter
 from hsm.engine._transaction import check_open, locate
+from hsm.engine._translation import translated
 from hsm.engine.calls import Call
 from hsm.errors import (
     DuplicateRequestError,

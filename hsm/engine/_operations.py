@@ -7,10 +7,11 @@ from typing import Final
 
 from hsm.engine import _closing, _deletion, _history, _pausing, _refresh
 from hsm.engine._children import ChildInfo
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._family import children_of
 from hsm.engine._logs import engine_logger
 from hsm.engine._shards import Shards
+from hsm.engine._translation import translated
 from hsm.engine.info import HistoryEntry
 from hsm.engine.options import EngineOptions
 from hsm.errors import StorageUnavailableError

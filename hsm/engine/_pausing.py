@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hsm.engine._execution import Execution
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._operate import operate
 from hsm.engine._planner import Amendment, Planner
 from hsm.engine._rows import QueuedTask
 from hsm.engine._transaction import check_open, is_paused
+from hsm.engine._translation import translated
 from hsm.machine import Key
 from hsm.ref import ExecutionKey
 from persistence import errors as storage

@@ -13,6 +13,7 @@ from hsm.engine._execution import Execution
 from hsm.engine._marks import marks
 from hsm.engine._rows import QueuedTask, decode_task, kind_of, task_row_key, write_kind
 from hsm.engine._search import index_keys, write_value
+from hsm.engine._transaction import still_paused
 from hsm.engine.ids import IdSource
 from hsm.engine.search import SearchValue
 from hsm.errors import HSMError, NotRegisteredError, SerializationError, StaleReferenceError
@@ -128,6 +129,8 @@ class Planner:
         if state.removed:
             keep = 0 if execution.cluster is None else execution.cluster.tombstones
             record_deletions(row, version, dict.fromkeys(path for path, _ in state.removed), keep)
+            if row.paused:
+                self._forget_pauses(row)
         if root_changed:
             row.root.Clear()
             execution.root._write_row(row.root)
@@ -150,8 +153,13 @@ class Planner:
         if row.close_nanos != execution.row.close_nanos:
             self._schedule_expiry(row)
             if row.close_nanos and (row.has_children or row.HasField("parent")):
-                self._tell_family(row)
+                told: list[Task] = [ReportClose()] if row.HasField("parent") else []
+                self._tell_family(row, *told, *([EndChildren()] if row.has_children else []))
                 root_changed = True
+        elif row.close_nanos and self.starts_child:
+            # It has ended its children already, and does not close again.
+            self._tell_family(row, EndChildren())
+            root_changed = True
         if execution.cluster is not None:
             self.operations += marks(execution.partition, execution.key, execution.cluster)
         if row.keeps_history:
@@ -200,15 +208,12 @@ class Planner:
                     self.delete(answer_key(*key, forgotten))
             del row.request_ids[:surplus]
 
-    def _tell_family(self, row: ExecutionRow) -> None:
-        """Have the parent told that the execution has closed, and its children ended."""
+    def _tell_family(self, row: ExecutionRow, *own: Task) -> None:
+        """Have the parent told that the execution has closed, or its children ended."""
         root = self.execution.root
         # No other task of one that is terminated runs any more.
         tasks = [] if row.status == _TERMINATED else list(root._tasks)
-        if row.HasField("parent"):
-            tasks.append(self._own_task(root, ReportClose()))
-        if row.has_children:
-            tasks.append(self._own_task(root, EndChildren()))
+        tasks.extend([self._own_task(root, task) for task in own])
         self.commit.set_tasks(root, tasks)
         row.root.Clear()
         root._write_row(row.root)
@@ -229,6 +234,16 @@ class Planner:
         name.namespace, name.id, name.run_id = self.execution.key
         self.write(tombstone_key(*self.execution.key, state.take_ordinal()), tombstone.SerializeToString())
         row.next_ordinal = state.next_ordinal
+
+    def _forget_pauses(self, row: ExecutionRow) -> None:
+        """Let no machine be paused because another one was that had its key."""
+        left = still_paused(row, [path for path, _ in self.execution.root._state.removed])
+        if len(left) < len(row.paused):
+            del row.paused[:]
+            row.paused.extend(left)
+            # Parked tasks of machines that are still there come up again, and may be parked again.
+            self.put_back(row)
+            self.commit.tombstones = self.commit.amended = True
 
     def notice(self) -> None:
         """Tell whoever runs the shard, in another process, to read the execution anew."""

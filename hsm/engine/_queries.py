@@ -10,12 +10,13 @@ from google.protobuf.message import Message
 from google.protobuf.text_format import MessageToString
 
 from hsm.engine._execution import decode_row, load_execution
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._family import parent_of
 from hsm.engine._lookup import find_rows
 from hsm.engine._rows import QueuedTask, kind_of
 from hsm.engine._search import read_value
 from hsm.engine._transaction import begin
+from hsm.engine._translation import translated
 from hsm.engine.clock import from_nanos
 from hsm.engine.info import DeadLetter, ExecutionInfo, ExecutionTree, NodeInfo, PendingTask
 from hsm.errors import SerializationError

@@ -11,11 +11,12 @@ from typing import Final
 
 from hsm.engine._commit import tasks_of
 from hsm.engine._execution import Execution
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._lookup import have_rows
 from hsm.engine._queues import Dispatcher
 from hsm.engine._repair import executions_to_repair, repair
 from hsm.engine._shards import Shards
+from hsm.engine._translation import translated
 from hsm.engine.options import EngineOptions
 from hsm.errors import ExecutionNotFoundError
 from hsm.ref import ExecutionKey

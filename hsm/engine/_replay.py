@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hsm.engine._execution import decode_row
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._rows import QueuedTask
+from hsm.engine._translation import translated
 from hsm.engine.info import DeadLetter
 from hsm.errors import HSMError, RetryLaterError, StaleReferenceError
 from persistence import errors as storage

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from hsm.engine._execution import decode_row, is_foreign
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._export import read_delta
 from hsm.engine._marks import marks
 from hsm.engine._merge import free_tombstone_key, merge
 from hsm.engine._shards import Shards
+from hsm.engine._translation import translated
 from hsm.engine.options import EngineOptions
 from hsm.errors import ExecutionNotFoundError, NotActiveError
 from hsm.machine import VersionedTransition

@@ -50,7 +50,7 @@ class Requests:
 
         Args:
             key: namespace and id; the run id is made if it is empty.
-            data: of the root.
+            data: of the root, which is given a copy.
             machine_type: of the root; found by the class of `data` if it is not given.
             request_id: makes the start idempotent.
             on_start: first transitions, and children, in the same commit.
@@ -202,7 +202,6 @@ class Requests:
             request.id,
             first,
             reuse=reuse,
-            once=False,
             amend=request.start_amendment,
         )
         return await carry_out_with_start(self._executions, self._store, self._starter, start, request)

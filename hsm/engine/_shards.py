@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Final
 from hsm.engine._bell import Bell
 from hsm.engine._leases import Leases, keep
 from hsm.engine._loader import Loader
-from hsm.engine._logs import engine_logger
+from hsm.engine._logs import engine_logger, of_partition
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, QueueKey
@@ -20,7 +21,7 @@ from hsm.engine._sweeper import sweep
 from hsm.engine.clock import nanos_of, sleep_for
 from hsm.engine.options import EngineOptions
 from hsm.ref import ExecutionKey
-from persistence.errors import PersistenceError, StoreUnavailableError
+from persistence.errors import ETagMismatchError, PersistenceError, StoreUnavailableError
 from persistence.executions import parse_execution_key, shard_partition
 from persistence.store import DeleteRequest, EngineStore, Item
 
@@ -268,7 +269,8 @@ class Shards:
             rung, self._rung = self._rung, set()
             read = (rung or set(self.loader.partitions)) - self._unread
             failures += await self._each(read, lambda partition: self.loader.poll(until, (partition,)))
-        if self._now() >= self._tend_at:
+        # Nor for as long as the clock may have been put back.
+        if not 0 < self._tend_at - self._now() <= _TEND_NANOS:
             self._tend_at = self._now() + _TEND_NANOS
             failures += await self._each(self.loader.partitions, self._tend)
         failures += await self._each(self._unswept, self._sweep)
@@ -298,9 +300,16 @@ class Shards:
 
     def _noticed(self, partition: str, item: Item) -> None:
         """Another process has changed what an execution may do."""
-        self._forget(ExecutionKey(*parse_execution_key(item.key)))
-        request = DeleteRequest(partition=partition, key=item.key, etag=item.etag)
-        self.spawn(lambda: self._store.delete(request))
+        try:
+            self._forget(ExecutionKey(*parse_execution_key(item.key)))
+        except ValueError:
+            _log.error("the row %r is no news of an execution", item.key, extra=of_partition(partition))
+        self.spawn(partial(self._take_note, DeleteRequest(partition=partition, key=item.key, etag=item.etag)))
+
+    async def _take_note(self, news: DeleteRequest) -> None:
+        # While a shard changes hands, two processes read the same news; and there may be more of it by now.
+        with contextlib.suppress(ETagMismatchError):
+            await self._store.delete(news)
 
     async def _read(self, partition: str) -> None:
         self._unread.discard(partition)

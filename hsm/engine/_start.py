@@ -10,10 +10,11 @@ import attrs
 from hsm.engine._closing import pending_tasks, termination
 from hsm.engine._commit import Commit
 from hsm.engine._execution import Execution, decode_row
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._operate import has_seen
 from hsm.engine._planner import Amendment
 from hsm.engine._transaction import begin, end, seal
+from hsm.engine._translation import translated
 from hsm.engine.cluster import Cluster
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import (
@@ -25,7 +26,7 @@ from hsm.machine import VersionedTransition
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
-from hsm.tree._data import encode
+from hsm.tree._data import UNLOADED
 from persistence import errors as storage
 from persistence.executions import current_run_key, execution_key
 from persistence.proto.execution_pb2 import CurrentRun, ExecutionRow, ExecutionStatus
@@ -65,8 +66,6 @@ class Start(Generic[ResultT]):
         row: what else is in the execution's row.
         results: of `on_start`, as often as it has run.
         started: whether this has started a run.
-        once: one try has to be enough, with the data as it is.
-        raw: the data as bytes, if more than one try is made.
         amend: what else the commit of the new run notes.
     """
 
@@ -80,8 +79,6 @@ class Start(Generic[ResultT]):
     row: ExecutionRow = attrs.field(factory=ExecutionRow)
     results: list[ResultT] = attrs.field(factory=list[ResultT])
     started: bool = False
-    once: bool = attrs.field(default=attrs.Factory(lambda self: self.is_strict, takes_self=True))
-    raw: bytes | None = None
     amend: Amendment | None = None
 
     @property
@@ -124,9 +121,8 @@ class Starter:
         """
         found: str | None = None
         while True:
-            data = start.data if start.once else self._copy(start)
             try:
-                return await self._create(start, data, [], [], found)
+                return await self._create(start, [], [], found)
             except storage.ETagMismatchError:
                 pass
             try:
@@ -137,21 +133,10 @@ class Starter:
                 continue
             if existing is not None:
                 return existing
-            if start.once and start.on_start is not None:
-                # It has changed the data, and must not do so twice.
-                raise CommitConflictError(f"execution {start.key.namespace}/{start.key.id} was just deleted")
-
-    def _copy(self, start: Start[ResultT]) -> object:
-        """The data for one try: what `on_start` does to it is not for the next one."""
-        definition = self._registry.required_machine(start.type_id)
-        if start.raw is None:
-            start.raw = encode(definition, start.data)
-        return definition.deserialize(start.raw)
 
     async def _create(
         self,
         start: Start[ResultT],
-        data: object,
         before: list[Operation],
         others: list[tuple[Execution, Commit]],
         current_etag: str | None,
@@ -160,7 +145,7 @@ class Starter:
         executions, now = self._executions, self._now()
         key = start.key._replace(run_id=start.key.run_id or self._new_id())
         partition = executions.partition(key)
-        execution = _new(self._registry, key, partition, start, data, now, executions.cluster)
+        execution = _new(self._registry, key, partition, start, now, executions.cluster)
         begin(execution)
         try:
             execution.root._state.dirty[execution.root] = True
@@ -267,7 +252,7 @@ class Starter:
             if not allowed or start.key.run_id == existing.run_id:
                 raise _already_started(existing, current.request_id, closed=True)
             unchanged = CheckRequest(execution.partition, execution.row_key, execution.etag or "")
-            return await self._create(start, self._copy(start), [unchanged], [], etag)
+            return await self._create(start, [unchanged], [], etag)
         if start.conflict is ConflictPolicy.USE_EXISTING:
             if start.request:
                 await self._note(execution, start.request)
@@ -301,9 +286,7 @@ class Starter:
             )
             seal(execution)
             try:
-                ref = await self._create(
-                    start, self._copy(start), commit.operations, [(execution, commit)], etag
-                )
+                ref = await self._create(start, commit.operations, [(execution, commit)], etag)
             except BaseException:
                 executions.evict(execution)
                 raise
@@ -317,12 +300,13 @@ def _new(
     key: ExecutionKey,
     partition: str,
     start: Start[ResultT],
-    data: object,
     now_nanos: int,
     cluster: Cluster | None,
 ) -> Execution:
     version = VersionedTransition(0 if cluster is None else cluster.id, 1)
-    root = Node.new_root(registry, start.type_id, data, version=version)
+    root = Node.new_root(registry, start.type_id, start.data, version=version)
+    # Whoever starts it may start another one with the same object, or try again, and finds that as it was.
+    root._data = UNLOADED
     row = ExecutionRow()
     row.CopyFrom(start.row)
     row.start_nanos = now_nanos

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hsm.engine._commit import check_task
@@ -19,7 +19,7 @@ from hsm.errors import (
 from hsm.machine import Key, VersionedTransition
 from hsm.ref import Ref, check_execution_version, is_other_machine
 from hsm.tree import Node
-from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus
+from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, PausedSubtree
 
 __all__ = [
     "begin",
@@ -32,6 +32,7 @@ __all__ = [
     "refuse_changes",
     "roll_back",
     "seal",
+    "still_paused",
 ]
 
 _TERMINATED: Final = ExecutionStatus.EXECUTION_STATUS_TERMINATED
@@ -110,7 +111,9 @@ def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
             )
     elif claim.task is not None:
         own = claim.ref()
-        check_task(claim.task, own, node if own.path == ref.path else root.child(own.path))
+        holder = node if own.path == ref.path else root.child(own.path)
+        check_pending(holder, claim)
+        check_task(claim.task, own, holder)
     return node
 
 
@@ -155,8 +158,19 @@ def check_runnable(execution: Execution, ref: Ref, claim: QueuedTask | None) -> 
 
 def is_paused(row: ExecutionRow, path: Sequence[Key]) -> bool:
     """Whether the machine at a path is paused, or one above it is."""
-    for paused in row.paused:
-        above = [Key(key.type, key.id) for key in paused.path]
-        if list(path[: len(above)]) == above:
-            return True
-    return False
+    return any(_is_within(path, _path_of(paused)) for paused in row.paused)
+
+
+def still_paused(row: ExecutionRow, deleted: Iterable[Sequence[Key]]) -> list[PausedSubtree]:
+    """The pauses of an execution that are not of deleted machines, nor of any below those."""
+    gone = list(deleted)
+    return [paused for paused in row.paused if not any(_is_within(_path_of(paused), path) for path in gone)]
+
+
+def _path_of(paused: PausedSubtree) -> list[Key]:
+    return [Key(key.type, key.id) for key in paused.path]
+
+
+def _is_within(path: Sequence[Key], top: Sequence[Key]) -> bool:
+    """Whether the machine at a path is the one at `top`, or below it."""
+    return list(path[: len(top)]) == list(top)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._family import OwnExecutor
 from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
@@ -16,11 +16,13 @@ from hsm.engine._pausing import park
 from hsm.engine._policies import Policies
 from hsm.engine._queues import Dispatcher
 from hsm.engine._rows import QueuedTask, decode_task, kind_of
+from hsm.engine._translation import translated
 from hsm.engine.options import EngineOptions
 from hsm.engine.telemetry import Outcome
 from hsm.errors import (
     DestinationDownError,
     Disposition,
+    ExecutionNotFoundError,
     HSMError,
     PausedError,
     RetryLaterError,
@@ -247,8 +249,7 @@ class Worker:
     ) -> None:
         failures = (task.row.failures if task.row is not None else 0) + 1
         if task.row is None or answer is Disposition.DEAD_LETTER or failures >= self._options.max_attempts:
-            await self._bury(task, error)
-            self._ended(Outcome.DEAD_LETTERED, error)
+            self._ended(await self._bury(task, error), error)
             self._dispatcher.finish(task)
             return
         _log.info("task %s failed, attempt %d: %r", task.id, failures, error, extra=of_task(task))
@@ -272,9 +273,11 @@ class Worker:
             task.replace(key, etag, row)
             self._loader.offer(task)
 
-    async def _bury(self, task: QueuedTask, error: Exception) -> None:
-        """Move the row to the dead letters, and note that on the machine, in one transaction."""
-        _log.warning("task %s is dead-lettered: %r", task.id, error, extra=of_task(task))
+    async def _bury(self, task: QueuedTask, error: Exception) -> Outcome:
+        """Move the row to the dead letters, and note that on the machine, in one transaction.
+
+        Nothing is to be left of an execution that was deleted meanwhile: its task is dropped.
+        """
         row = DeadLetterRow(
             row_key=task.key,
             error_type=type(error).__qualname__,
@@ -289,20 +292,32 @@ class Worker:
         letter = SetRequest(
             partition=task.partition, key=dead_letter_key(task.id), value=row.SerializeToString()
         )
-        if task.row is not None:
-            task.instead = letter
-            try:
-                await self._executions.complete(task)
-            except RetryLaterError:
-                raise
-            except HSMError:
-                # The machine or the whole execution is gone, or cannot be read: only the row is left.
-                pass
-            else:
-                return
-        await self._write(
-            [DeleteRequest(partition=task.partition, key=task.key, etag=task.etag), letter],
-        )
+        own = DeleteRequest(partition=task.partition, key=task.key, etag=task.etag)
+        try:
+            if not await self._replace(task, letter):
+                # The machine is gone, or the execution cannot be read: only the row is left.
+                await self._write([own, letter])
+        except ExecutionNotFoundError:
+            await self._write([own])
+            return Outcome.DROPPED
+        _log.warning("task %s is dead-lettered: %r", task.id, error, extra=of_task(task))
+        return Outcome.DEAD_LETTERED
+
+    async def _replace(self, task: QueuedTask, letter: SetRequest) -> bool:
+        """Put a dead letter in the place of a task, and note that on its machine; whether it is done."""
+        if task.row is None:
+            return False
+        task.instead = letter
+        try:
+            await self._executions.complete(task)
+        except (RetryLaterError, ExecutionNotFoundError):
+            raise
+        except HSMError:
+            return False
+        finally:
+            # If this has to be tried again, the task runs before that, and may end well.
+            task.instead = None
+        return True
 
     async def _write(self, operations: Sequence[DeleteRequest | SetRequest]) -> str | None:
         """Change task rows under their etags; None if somebody else has done that already."""

@@ -16,7 +16,7 @@ from hsm.engine._children import register_child_executions
 from hsm.engine._commit import Commit
 from hsm.engine._deletion import expire
 from hsm.engine._execution import Execution
-from hsm.engine._executions import Executions, translated
+from hsm.engine._executions import Executions
 from hsm.engine._family import Family
 from hsm.engine._listings import Listings
 from hsm.engine._observed import EngineGauges, ObservedExecutions, ObservedWorker, harmlessly, use
@@ -32,6 +32,7 @@ from hsm.engine._settings import shard_count
 from hsm.engine._shards import Shards
 from hsm.engine._start import Starter
 from hsm.engine._stopping import end_runs
+from hsm.engine._translation import translated
 from hsm.engine._waiting import Waiters
 from hsm.engine._worker import Worker
 from hsm.engine.clock import from_nanos, nanos_of, time_limit

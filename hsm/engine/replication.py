@@ -6,8 +6,8 @@ import asyncio
 from typing import Final, NoReturn
 
 from hsm.engine._execution import decode_row
-from hsm.engine._executions import translated
 from hsm.engine._logs import engine_logger
+from hsm.engine._translation import translated
 from hsm.engine.clock import nanos_of, sleep_for
 from hsm.engine.cluster import Cluster
 from hsm.engine.engine import Engine

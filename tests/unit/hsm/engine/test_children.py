@@ -305,6 +305,24 @@ async def test_children_end_with_their_parent_as_agreed(
     assert await database.queued() == []
 
 
+async def test_child_of_a_parent_that_has_closed_already_ends_as_agreed(
+    registry: Registry, database: Database
+) -> None:
+    async with TestEngine(registry, database.store) as engine:
+        boss = await engine.start(BOSS, Boss(), on_start=end())
+        await engine.update(boss, hire("killed", data=LAZY))
+        await engine.update(boss, hire("asked", data=LAZY, policy=CANCEL))
+        await engine.update(boss, hire("free", data=LAZY, policy=ABANDON))
+        await engine.drain()
+        assert await statuses(engine) == {
+            "killed": Lifecycle.TERMINATED,
+            "asked": Lifecycle.FAILED,
+            "free": Lifecycle.RUNNING,
+        }
+        assert await heard(engine) == []
+    await database.check()
+
+
 @pytest.mark.parametrize("policy", [TERMINATE, CANCEL, ABANDON])
 @pytest.mark.parametrize("how", CLOSINGS)
 async def test_child_that_was_not_started_yet_does_not_outlive_its_parent(
@@ -339,7 +357,7 @@ async def test_parent_that_is_terminated_while_its_child_is_being_started(
             if call.method == "multi" and "c/tests/boss%2F" in str(call.request):
                 store.before = None
                 await engine.terminate(BOSS)
-                while (await statuses(engine)).get("a") is not Lifecycle.TERMINATED:  # noqa: ASYNC110
+                while (await statuses(engine)).get("a") is not Lifecycle.TERMINATED:  # noqa: ASYNC110 - by a process that tells nobody
                     await asyncio.sleep(0)
 
         store.before = terminate_first

@@ -15,7 +15,8 @@ from hsm import (
     TerminalError,
 )
 from hsm.engine import DeadLetter
-from hsm.testing import FakeClock, FaultyStore, TestEngine
+from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
+from persistence.errors import StoreUnavailableError
 from tests.support.databases import Database
 from tests.support.jobs import (
     Alarm,
@@ -181,6 +182,28 @@ async def test_replayed_dead_letter_begins_anew(world: World, database: Database
         assert await pending(engine, ref) == []
         with pytest.raises(StaleReferenceError, match=letter.task_id):
             await engine.replay(letter)
+    assert await database.queued() == []
+
+
+async def test_task_that_ends_well_after_all_leaves_no_dead_letter(world: World, database: Database) -> None:
+    """The store fails when the task is to be buried, so that it is tried once more."""
+    store = FaultyStore(database.store)
+    world.on(Lasting, failing(TerminalError("for now"), None))
+    failures: list[StoreCall] = []
+
+    async def fail(call: StoreCall) -> None:
+        if call.method == "multi" and "key='d/" in str(call.request) and not failures:
+            failures.append(call)
+            raise StoreUnavailableError("busy")
+
+    store.before = fail
+    async with TestEngine(world.registry, store) as engine:
+        ref = await started(engine, "job", Lasting("call"))
+        await engine.skip(timedelta(minutes=1))
+        assert len(failures) == 1
+        assert await engine.read(ref, log) == ["call"]
+        assert [letter async for letter in engine.dead_letters()] == []
+        assert await pending(engine, ref) == []
     assert await database.queued() == []
 
 

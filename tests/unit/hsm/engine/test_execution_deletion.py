@@ -158,6 +158,25 @@ async def test_task_that_runs_while_its_execution_is_deleted_is_dropped(
     assert await database.keys(*ROWS) == []
 
 
+async def test_task_that_fails_for_good_after_its_execution_was_deleted_leaves_no_dead_letter(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+
+        async def delete_and_die(env: Environment, ref: Ref, task: Call) -> None:
+            if ref.attempt == 1:
+                # Its row is elsewhere from now on, where no deletion looks for it.
+                raise OSError("try again")
+            await engine.delete(job(), force=True)
+            raise TerminalError("too late")
+
+        world.on(Call, delete_and_die)
+        await started(engine, "job", Call("call"))
+        await engine.skip(timedelta(minutes=1))
+        assert world.names() == ["call", "call"]
+    assert await database.keys(*ROWS) == []
+
+
 @pytest.mark.parametrize("carried_out", [False, True])
 @pytest.mark.parametrize("write", range(1, 6))
 async def test_deletion_that_is_cut_off_is_completed_by_the_next_process(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hsm import (
 )
 from hsm.engine import Engine
 from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
-from persistence.store import GetRequest
+from persistence.store import DeleteRequest, GetRequest, SetRequest
 from tests.support.databases import Database, new_database
 from tests.support.jobs import (
     Alarm,
@@ -216,6 +217,60 @@ async def test_process_that_runs_the_shard_learns_of_a_pause_by_another(
         await other.resume(job())
         await engine.skip(2 * SECOND)
         assert world.names() == ["alarm"]
+
+
+async def test_news_that_change_hands_or_are_none_worry_nobody(
+    world: World, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else takes the row between the moment at which it is read and the one at which it is taken."""
+    store = FaultyStore(database.store)
+    again: list[str] = []
+
+    async def overtake(call: StoreCall) -> None:
+        request = call.request
+        if isinstance(request, DeleteRequest) and request.key.startswith("p/tests/") and not again:
+            again.append(request.key)
+            await database.store.set(SetRequest(partition=request.partition, key=request.key, value=b""))
+
+    async with (
+        TestEngine(world.registry, store, small(poll_interval=SECOND)) as engine,
+        TestEngine(world.registry, await database.open(), run_tasks=False, clock=engine.clock) as other,
+    ):
+        await started(engine, "job", Alarm("alarm", engine.now() + 10 * SECOND))
+        ((partition, _),) = await database.rows("e/")
+        await database.store.set(SetRequest(partition=partition, key="p/no news", value=b""))
+        store.before = overtake
+        await other.pause(job())
+        await engine.skip(5 * SECOND)
+        assert len(again) == 1
+        assert await database.keys("p/") == []
+        await engine.skip(20 * SECOND)
+        assert world.names() == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "the row 'p/no news' is no news of an execution"
+    ]
+
+
+async def test_pause_goes_with_its_machine(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        ref = await started(engine)
+        await engine.update(ref, add_child("a"))
+        await engine.update(ref, add_child("b"))
+        for id_ in ("a", "b"):
+            await engine.pause(job(), [step(id_)])
+            await engine.update(Ref(job(), (step(id_),)), ask(Soon(f"old {id_}")))
+        await engine.drain()
+        await engine.update(ref, lambda root: root.delete_child(step("a")))
+        await engine.update(ref, add_child("a"))
+        await engine.update(Ref(job(), (step("a"),)), ask(Soon("new a")))
+        await engine.drain()
+        assert world.names() == ["new a"]
+
+        await engine.update(ref, lambda root: root.delete_child(step("b")))
+        assert not await is_paused(engine)
+        await engine.drain()
+        assert world.names() == ["new a"]
+    assert await database.keys("q/", "z/", "t/", "o/", "i/") == []
 
 
 async def test_task_is_not_put_aside_behind_the_back_of_a_resume(world: World, database: Database) -> None:

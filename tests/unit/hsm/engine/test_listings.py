@@ -234,16 +234,22 @@ async def test_pages_hold_each_execution_once(
         assert sorted(int(key.id) for key in seen) == [0, 2, 4, 6, 8, 10]
 
 
-@pytest.mark.parametrize("token", ["x", "1", ":", "x:y"])
+@pytest.mark.parametrize("token", ["x", "1", ":", "x:y", "0:a/tests/x/kx/id/run", "0:z/tests"])
 async def test_token_that_is_none_is_refused(world: World, database: Database, token: str) -> None:
     async with TestEngine(world.registry, database.store) as engine:
         with pytest.raises(ValueError, match="token"):
             await engine.page(token=token)
 
 
+async def test_page_of_nothing_is_refused(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        with pytest.raises(ValueError, match="a page of 0 executions"):
+            await engine.page(size=0)
+
+
 numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-5, 5)
 floats = st.floats(allow_nan=False)
-times = st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+times = st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis adds the zone
 
 
 @given(st.tuples(numbers, numbers) | st.tuples(floats, floats) | st.tuples(times, times))

@@ -9,10 +9,12 @@ from hsm import (
     ExecutionKey,
     ExecutionNotFoundError,
     MachineType,
+    Node,
     NotRegisteredError,
     Ref,
+    StorageUnavailableError,
 )
-from hsm.testing import TestEngine
+from hsm.testing import FaultyStore, TestEngine
 from persistence.store import GetRequest
 from tests.support.databases import Database
 from tests.support.jobs import STEP, Call, Job, Step, World, job, log, note, started, step
@@ -63,6 +65,24 @@ async def test_another_process_that_starts_the_same_is_told(world: World, databa
             await other.start(job(), Job(), request_id="s")
 
 
+async def test_object_that_several_are_started_with_is_nobodys(world: World, database: Database) -> None:
+    """Nor does a start that is tried again find what the first try has done to it."""
+    template = Job(log=["begun"])
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store, run_tasks=False) as engine:
+        store.cut_off_at(store.writes + 1, carried_out=False)
+        for id_ in ("a", "a", "b"):
+            try:
+                await engine.start(job(id_), template, on_start=note(id_))
+            except StorageUnavailableError:
+                store.reconnect()
+        await engine.update(Ref(job("a")), note("a'"))
+        template.log.append("changed")
+        await engine.update(Ref(job("b")), note("b'"))
+        assert await engine.read(Ref(job("a")), log) == ["begun", "a", "a'"]
+        assert await engine.read(Ref(job("b")), log) == ["begun", "b", "b'"]
+
+
 async def test_start_that_fails_leaves_nothing(world: World, database: Database) -> None:
     async with TestEngine(world.registry, database.store) as engine:
         with pytest.raises(ZeroDivisionError):
@@ -102,9 +122,9 @@ async def test_ids_may_be_any_text(world: World, database: Database, id_: str) -
     key = ExecutionKey(id_, id_)
     path = (step(id_), step(id_ + "/"))
 
-    def build(root: object) -> None:
-        note("root")(root)  # type: ignore[arg-type]
-        first = root.add_child(path[0], Step())  # type: ignore[attr-defined]
+    def build(root: Node) -> None:
+        note("root")(root)
+        first = root.add_child(path[0], Step())
         note("deep", Call("call", destination=id_))(first.add_child(path[1], Step()))
 
     async with TestEngine(world.registry, database.store) as engine:

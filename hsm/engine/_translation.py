@@ -1,0 +1,19 @@
+"""Translation: what an error of the store means for whoever has asked an engine, and for a task."""
+
+from __future__ import annotations
+
+from hsm.errors import CommitOutcomeUnknownError, StorageUnavailableError, TransactionTooLargeError
+from persistence import errors as storage
+
+__all__ = ["translated"]
+
+
+def translated(error: storage.PersistenceError) -> Exception:
+    """The error of this package that tells what an error of the store means for a task."""
+    if isinstance(error, storage.TransactionTooLargeError):
+        return TransactionTooLargeError(str(error))
+    if isinstance(error, storage.CommitOutcomeUnknownError):
+        return CommitOutcomeUnknownError(str(error))
+    if isinstance(error, storage.StoreUnavailableError):
+        return StorageUnavailableError(str(error))
+    return error
