@@ -19,6 +19,9 @@ from hsm.task import Task
 __all__ = ["Backoff", "EngineOptions"]
 
 _BREAKER: Final = Breaker()
+_AT_LEAST_ONE: Final = attrs.validators.ge(1)
+_TASK_TIMEOUT: Final[timedelta | None] = timedelta(seconds=60)
+_SOME_TIME: Final = attrs.validators.gt(timedelta())
 
 
 @attrs.frozen
@@ -49,7 +52,7 @@ class Backoff:
 
 @attrs.frozen(kw_only=True)
 class EngineOptions:
-    """How an engine works. Every value can be left as it is.
+    """How an engine works. Every value can be left as it is; one with which nothing would work is refused.
 
     The functions `..._of` are asked again at every poll, so that what they say can change while the engine
     runs; None is to do as the option without `_of` says, and so is an exception, which is logged.
@@ -94,28 +97,34 @@ class EngineOptions:
     clock: Clock = attrs.field(factory=SystemClock)
     random: random.Random = attrs.field(factory=random.Random)
     create: bool = True
-    shard_count: int = 4
+    shard_count: int = attrs.field(default=4, validator=_AT_LEAST_ONE)
     backoff: Backoff = Backoff()
     backoff_of: Callable[[Task, Exception], Backoff | None] = lambda _task, _error: None
-    max_attempts: int = 70
-    task_timeout: timedelta | None = timedelta(seconds=60)
-    concurrency: int = 100
+    max_attempts: int = attrs.field(default=70, validator=_AT_LEAST_ONE)
+    task_timeout: timedelta | None = attrs.field(
+        default=_TASK_TIMEOUT, validator=attrs.validators.optional(_SOME_TIME)
+    )
+    concurrency: int = attrs.field(default=100, validator=_AT_LEAST_ONE)
     concurrency_of: Callable[[str, str, str], int | None] = lambda _namespace, _group, _destination: None
     rate: Rate | None = None
     rate_of: Callable[[str, str, str], Rate | None] = lambda _namespace, _group, _destination: None
     breaker: Breaker | None = _BREAKER
     breaker_of: Callable[[str, str, str], Breaker | None] = lambda _namespace, _group, _destination: None
-    queue_buffer: int = 1000
-    timer_window: int = 1000
-    poll_interval: timedelta = timedelta(milliseconds=500)
+    queue_buffer: int = attrs.field(default=1000, validator=_AT_LEAST_ONE)
+    timer_window: int = attrs.field(default=1000, validator=_AT_LEAST_ONE)
+    poll_interval: timedelta = attrs.field(default=timedelta(milliseconds=500), validator=_SOME_TIME)
     lease_seconds: int = attrs.field(default=6, validator=attrs.validators.ge(2))
     repair_shards: bool = False
     repair_loaded: bool = True
-    cached_executions: int = 10_000
-    loaded_nodes: int = 128
-    delete_rows: int = 100
-    remembered_requests: int = attrs.field(default=32, validator=attrs.validators.ge(1))
-    retention: timedelta | None = None
-    drain_timeout: timedelta = timedelta(seconds=30)
+    cached_executions: int = attrs.field(default=10_000, validator=attrs.validators.ge(0))
+    loaded_nodes: int = attrs.field(default=128, validator=_AT_LEAST_ONE)
+    delete_rows: int = attrs.field(default=100, validator=attrs.validators.ge(0))
+    remembered_requests: int = attrs.field(default=32, validator=_AT_LEAST_ONE)
+    retention: timedelta | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.ge(timedelta()))
+    )
+    drain_timeout: timedelta = attrs.field(
+        default=timedelta(seconds=30), validator=attrs.validators.ge(timedelta())
+    )
     cluster: Cluster | None = None
     telemetry: Telemetry | None = None

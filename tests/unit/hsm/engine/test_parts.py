@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from hsm import Key
-from hsm.engine import Backoff, DeadlineQueue, SystemClock
+from hsm.engine import Backoff, DeadlineQueue, EngineOptions, SystemClock
 from hsm.engine._table import row_path, row_segments
 from hsm.engine.clock import from_nanos, time_limit, to_nanos
 from hsm.engine.ids import IdSource
@@ -204,3 +205,28 @@ async def test_time_limit_goes_by_the_clock() -> None:
     with pytest.raises(TimeoutError):
         await limited(timedelta())
     clock.advance(timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shard_count": 0},
+        {"max_attempts": 0},
+        {"concurrency": 0},
+        {"queue_buffer": 0},
+        {"timer_window": 0},
+        {"cached_executions": -1},
+        {"loaded_nodes": 0},
+        {"delete_rows": -1},
+        {"remembered_requests": 0},
+        {"lease_seconds": 1},
+        {"poll_interval": timedelta()},
+        {"task_timeout": timedelta()},
+        {"retention": timedelta(-1)},
+        {"drain_timeout": timedelta(-1)},
+    ],
+)
+def test_options_with_which_nothing_would_work_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        EngineOptions(**wrong)
