@@ -56,7 +56,8 @@ class Circuit:
     def closed_until(self, now: int) -> int | None:
         """None if a task may go; else when to ask again, 0 being the end of the one that has gone."""
         if self.state is BreakerState.OPEN:
-            return self.until if now < self.until else None
+            # A clock that was put back must not keep it open for as long as that.
+            return self.until if self._changed <= now < self.until else None
         return 0 if self._probe else None
 
     def let_through(self, task_id: str) -> None:
@@ -116,6 +117,8 @@ class _Bucket:
         self._full_at = min(self._full_at, now + self._slack + self._interval)
 
     def empty_until(self, now: int) -> int | None:
+        # More is owed only if the clock was put back.
+        self._full_at = min(self._full_at, now + self._slack + self._interval)
         there_is_one_at = self._full_at - self._slack
         return there_is_one_at if there_is_one_at > now else None
 

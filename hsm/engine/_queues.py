@@ -135,6 +135,9 @@ class Dispatcher:
                 self._follow_policies(queue, now)
             if queue.empty:
                 idle.append(queue)
+            elif queue.key in self._closed:
+                # It opens by its alarm, unless the clock was put back.
+                self._pump(queue)
         surplus = len(idle) - _MOST_IDLE_QUEUES
         for number, queue in enumerate(idle):
             if number < surplus or queue.gate is None or queue.gate.at_rest(now):

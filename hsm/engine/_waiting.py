@@ -174,7 +174,12 @@ class Waiters:
     async def _keep_looking(self, partition: str, shard: _Shard) -> None:
         while True:
             now = self._clock.time_ns()
-            due = [(key, watched) for key, watched in shard.rows.items() if watched.due <= now]
+            # What is due later than it was to be was planned before the clock was put back.
+            due = [
+                (key, watched)
+                for key, watched in shard.rows.items()
+                if not 0 < watched.due - now <= watched.pause
+            ]
             if due:
                 await self._look(partition, due)
             shard.next_look = min((watched.due for watched in shard.rows.values()), default=0)

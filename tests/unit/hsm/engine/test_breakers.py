@@ -342,6 +342,13 @@ def test_answer_to_a_call_of_before_is_no_answer_to_the_probe(well: bool) -> Non
     assert [*states, circuit.state] == [BreakerState.HALF_OPEN, BreakerState.CLOSED]
 
 
+def test_clock_that_is_put_back_does_not_keep_the_breaker_open() -> None:
+    circuit = Circuit()
+    circuit.judge("x", False, 3600 * 10**9, Breaker(failures=1, open_time=MINUTE), 0)
+    assert circuit.closed_until(3601 * 10**9) == 3660 * 10**9
+    assert circuit.closed_until(60 * 10**9) is None
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 90)), max_size=40))
 def test_breaker_never_lets_two_ask_at_once_nor_anybody_while_it_is_open(
     steps: list[tuple[bool, bool, int]],

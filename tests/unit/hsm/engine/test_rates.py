@@ -108,3 +108,11 @@ def test_no_span_of_time_sees_more_starts_than_the_limit_says(
     for first, begin in enumerate(starts):
         for count, end in enumerate(starts[first:], start=1):
             assert count <= burst + (end - begin) * per_second / 1e9 + 1e-6
+
+
+def test_clock_that_is_put_back_closes_a_queue_no_longer_than_its_rate() -> None:
+    gate = Gate(Rate(1, burst=2))
+    hour = 3600 * 10**9
+    assert [gate.admit("x", hour) for _ in range(3)] == [None, None, hour + 10**9]
+    assert gate.admit("x", 0) == 10**9
+    assert gate.admit("x", 10**9) is None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 
 import pytest
 
 from hsm import ExecutionNotFoundError, Node, Ref, StaleReferenceError
-from hsm.engine import Engine
+from hsm.engine import Engine, TimerHandle
 from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
 from persistence.store import BulkGetResponse, Change, ChangeKind, Feature, GetRequest
 from tests.support.databases import Database
@@ -157,6 +157,39 @@ async def test_without_a_watch_changes_of_others_are_seen_within_the_poll_interv
         assert not task.done()
         await clock.skip(SECOND, settle=store.settled)
         await task
+
+
+class WallClock(FakeClock):
+    """A clock that can be put back, while time goes on all the same."""
+
+    back = 0
+
+    def time_ns(self) -> int:
+        return super().time_ns() - self.back
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        return super().call_at(when_ns + self.back, callback)
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> TimerHandle:
+        return self.call_at(self.time_ns() + delay_ns, callback)
+
+
+async def test_clock_that_is_put_back_lets_nobody_wait_longer(world: World, database: Database) -> None:
+    clock, store = WallClock(), Blind(database.store)
+    options = small(poll_interval=SECOND)
+    async with (
+        TestEngine(world.registry, store, options, clock=clock, run_tasks=False) as engine,
+        TestEngine(world.registry, await database.open(), options, clock=clock, run_tasks=False) as other,
+    ):
+        ref = await started(engine)
+        task = waiting(engine, ref, "a")
+        await begun(engine, 1)
+        await clock.skip(20 * SECOND, settle=store.settled)
+        clock.back = 3600 * 10**9
+        await other.update(ref, note("a"))
+        await clock.skip(2 * SECOND, settle=store.settled)
+        async with asyncio.timeout(10):
+            await task
 
 
 @pytest.mark.parametrize("calls", range(1, 7))
