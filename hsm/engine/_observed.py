@@ -38,9 +38,10 @@ _observer: Final[ContextVar[RunObserver | None]] = ContextVar("hsm_run_observer"
 
 
 @contextmanager
-def _harmless(context: AbstractContextManager[_T]) -> Generator[_T | None, None, None]:
-    """The same, but what fails in it of itself is logged, and nothing more."""
+def _harmless(begin: Callable[[], AbstractContextManager[_T]]) -> Generator[_T | None, None, None]:
+    """What `begin` makes, but what fails in it of itself is logged, and nothing more."""
     try:
+        context = begin()
         value = context.__enter__()
     except Exception:  # noqa: BLE001 - it is logged, with its traceback
         _log.exception(_FAILED)
@@ -85,7 +86,8 @@ class ObservedExecutions(Executions):
         produces = any(not isinstance(entry, Deleted) and entry[1].tasks for entry in log)
         definition = self._registry.machine(execution.row.root_type)
         machine = str(execution.row.root_type) if definition is None else definition.type.name
-        with _harmless(telemetry.commit(CommitInfo(execution.key, machine, produces))) as trace:
+        info = CommitInfo(execution.key, machine, produces)
+        with _harmless(lambda: telemetry.commit(info)) as trace:
             execution.trace = trace
             yield
 
@@ -110,7 +112,7 @@ class ObservedWorker(Worker):
         """See `Worker.run`."""
         telemetry = self._options.telemetry
         assert telemetry is not None
-        with _harmless(telemetry.run(self._describe(task))) as observer:
+        with _harmless(lambda: telemetry.run(self._describe(task))) as observer:
             _observer.set(observer)
             await super().run(task)
 

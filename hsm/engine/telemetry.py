@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -155,10 +156,17 @@ class Telemetry(Protocol):
         ...
 
 
+_log: Final = logging.getLogger("hsm.engine")
 _current: Final[ContextVar[Telemetry | None]] = ContextVar("hsm_telemetry", default=None)
 
 
 def current_trace() -> TraceContext | None:
     """The present place in a trace, for requests that an executor makes; None where nothing is traced."""
     telemetry = _current.get()
-    return None if telemetry is None else telemetry.trace()
+    if telemetry is None:
+        return None
+    try:
+        return telemetry.trace()
+    except Exception:  # noqa: BLE001 - it is logged, with its traceback
+        _log.exception("telemetry has failed")
+        return None

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
@@ -108,6 +108,12 @@ def id_of(span: ReadableSpan) -> int:
     return context.span_id
 
 
+def trace_of(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    assert context is not None
+    return context.trace_id
+
+
 async def test_one_trace_goes_from_a_transition_to_its_task_and_on_to_the_next(
     world: World, database: Database, watch: Watch
 ) -> None:
@@ -134,7 +140,7 @@ async def test_one_trace_goes_from_a_transition_to_its_task_and_on_to_the_next(
     request = watch.spans()["request"]
     chain = [request, *by_start]
     assert [parent_of(span) for span in chain[1:]] == [id_of(span) for span in chain[:-1]]
-    assert {span.context.trace_id for span in chain if span.context} == {request.get_span_context().trace_id}  # type: ignore[union-attr]
+    assert {trace_of(span) for span in chain} == {trace_of(request)}
 
 
 async def test_trace_goes_on_in_another_process(world: World, database: Database, watch: Watch) -> None:
@@ -338,7 +344,7 @@ async def test_delay_counts_from_when_the_task_was_due(
     world: World, database: Database, watch: Watch
 ) -> None:
     runs: list[TaskRun] = []
-    watch.telemetry.run = recording(watch.telemetry, runs)  # type: ignore[method-assign]
+    watch.telemetry.run = recording(watch.telemetry, runs)  # type: ignore[method-assign]  # of this one object
     options = small(telemetry=watch.telemetry)
     async with TestEngine(world.registry, database.store, options, run_tasks=False) as engine:
         clock, due = engine.clock, engine.now() + timedelta(minutes=1)
@@ -460,12 +466,28 @@ class Broken:
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("early", [True, False])
+class BrokenAtOnce(Broken):
+    """Fails before there is anything to enter."""
+
+    def commit(self, info: CommitInfo) -> NoReturn:
+        raise ZeroDivisionError
+
+    def run(self, run: TaskRun) -> NoReturn:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("broken", [Broken(early=True), Broken(early=False), BrokenAtOnce(early=True)])
 async def test_telemetry_that_fails_does_no_harm(
-    world: World, database: Database, early: bool, caplog: pytest.LogCaptureFixture
+    world: World, database: Database, broken: Broken, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "hsm.engine")
-    async with TestEngine(world.registry, database.store, small(telemetry=Broken(early=early))) as engine:
+
+    async def traced(env: Environment, ref: Ref, task: Call) -> None:
+        assert current_trace() is None
+        await env.update(ref, note(task.name))
+
+    world.on(Call, traced)
+    async with TestEngine(world.registry, database.store, small(telemetry=broken)) as engine:
         ref = await started(engine, "job", Call("call"))
         await engine.drain()
         assert await engine.read(ref, log) == ["call"]
