@@ -9,12 +9,27 @@ from unittest.mock import patch
 
 import attrs
 
-from hsm.engine import _closing, _executions, _plan, _planner, _start, _sweeper, _transaction
+from hsm import Ref, Task
+from hsm.engine import (
+    Outcome,
+    _closing,
+    _deletion,
+    _executions,
+    _family,
+    _plan,
+    _planner,
+    _start,
+    _sweeper,
+    _transaction,
+)
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions
+from hsm.engine._family import Family
+from hsm.engine._gates import Circuit, _Bucket
 from hsm.engine._loader import Loader
 from hsm.engine._planner import Planner
 from hsm.engine._rows import QueuedTask
+from hsm.engine._translation import translated
 from hsm.engine._worker import Worker
 from hsm.engine.deadlines import DeadlineQueue
 from hsm.errors import CommitConflictError
@@ -84,7 +99,6 @@ def _outbox() -> AbstractContextManager[Any]:
 
 
 def _unknown() -> AbstractContextManager[Any]:
-    translated = _executions.translated
 
     def sure(error: storage.PersistenceError) -> Exception:
         if isinstance(error, storage.CommitOutcomeUnknownError):
@@ -130,7 +144,7 @@ def _sweeping() -> AbstractContextManager[Any]:
 
 
 def _pauses() -> AbstractContextManager[Any]:
-    return patch.object(_executions, "check_runnable", lambda execution, ref: None)
+    return patch.object(_executions, "check_runnable", lambda execution, ref, claim: None)
 
 
 def _timers() -> AbstractContextManager[Any]:
@@ -150,8 +164,9 @@ def _requests() -> AbstractContextManager[Any]:
 
 
 def _letters() -> AbstractContextManager[Any]:
-    async def throw_away(self: Worker, task: QueuedTask, error: Exception) -> None:
+    async def throw_away(self: Worker, task: QueuedTask, error: Exception) -> Outcome:
         await self._write([DeleteRequest(partition=task.partition, key=task.key, etag=task.etag)])
+        return Outcome.DEAD_LETTERED
 
     return patch.object(Worker, "_bury", throw_away)
 
@@ -182,6 +197,45 @@ def _singletons() -> AbstractContextManager[Any]:
     return patch.object(Planner, "new_task", twice)
 
 
+def _ends() -> AbstractContextManager[Any]:
+    async def leave_them(self: Family, ref: Ref, task: Task) -> None:
+        """Let the children go on."""
+
+    return patch.object(Family, "_end_all", leave_them)
+
+
+def _reports() -> AbstractContextManager[Any]:
+    async def tell_nobody(self: Family, ref: Ref, task: Task) -> None:
+        """Keep it."""
+
+    return patch.object(Family, "_report", tell_nobody)
+
+
+def _starts() -> AbstractContextManager[Any]:
+    return patch.object(_family, "_request_of", lambda ref: "")
+
+
+def _refreshes() -> AbstractContextManager[Any]:
+    return patch.object(Planner, "withdraw_all", lambda self, pending, node: None)
+
+
+def _retention() -> AbstractContextManager[Any]:
+    delete = _deletion.delete
+
+    async def at_once(*arguments: Any, force: bool) -> str:
+        return await delete(*arguments, force=True)
+
+    return patch.object(_deletion, "delete", at_once)
+
+
+def _rates() -> AbstractContextManager[Any]:
+    return patch.object(_Bucket, "empty_until", lambda self, now: None)
+
+
+def _breakers() -> AbstractContextManager[Any]:
+    return patch.object(Circuit, "closed_until", lambda self, now: None)
+
+
 BREAKS: Final[dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] = {
     "version": ("a commit does not check the version of its execution", _version),
     "task-row": ("a write of a task does not check that its row is still there", _task_row),
@@ -199,6 +253,13 @@ BREAKS: Final[dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] 
     "letters": ("tasks are thrown away instead of becoming dead letters", _letters),
     "index": ("the index of search attributes is not kept up", _index),
     "singletons": ("rows of tasks that are replaced stay", _singletons),
+    "ends": ("children go on when their parents have closed", _ends),
+    "reports": ("parents are not told of the end of their children", _reports),
+    "starts": ("nobody knows whether a child was started already", _starts),
+    "refreshes": ("a refresh leaves the old tasks where they are", _refreshes),
+    "retention": ("executions are deleted whether or not they have anything left to do", _retention),
+    "rates": ("the rates of queues are not kept to", _rates),
+    "breakers": ("circuit breakers let everything through", _breakers),
 }
 
 

@@ -1,50 +1,23 @@
-"""A client of one process: asks its engine for one thing after the other, and keeps a record of the answers."""
+"""A client of one process: asks its engine for one thing after the other."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import traceback
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final
 
 from hsm import ExecutionKey, Node, Ref
-from hsm.engine import ConflictPolicy, Engine, ReusePolicy, method
-from hsm.errors import (
-    CommitConflictError,
-    CommitOutcomeUnknownError,
-    DuplicateRequestError,
-    ExecutionAlreadyStartedError,
-    ExecutionClosedError,
-    ExecutionNotFoundError,
-    ExecutionRunningError,
-    StaleReferenceError,
-    StateMachineAlreadyExistsError,
-    StateMachineNotFoundError,
-    StorageUnavailableError,
-)
+from hsm.engine import ClosePolicy, ConflictPolicy, ReusePolicy, method
 from hsm.executor import AccessType
 from hsm.machine import MachineType
-from tests.simulation.ledger import ROOT, Ledger, append, child_key, lines_of
-from tests.simulation.loop import Process
-from tests.simulation.records import Outcome, Record, Records
-from tests.simulation.world import NAMESPACE, World
+from tests.simulation.asking import Asking, PlannedError
+from tests.simulation.ledger import ROOT, Ledger, append, child_key, hire, lines_of, plan
+from tests.simulation.records import Outcome
+from tests.simulation.world import NAMESPACE
 
 __all__ = ["Client"]
 
-# The store has said no, or was not asked: nothing was written.
-_REFUSALS: Final = (
-    CommitConflictError,
-    ExecutionAlreadyStartedError,
-    ExecutionClosedError,
-    ExecutionNotFoundError,
-    ExecutionRunningError,
-    StaleReferenceError,
-    StateMachineAlreadyExistsError,
-    StateMachineNotFoundError,
-    StorageUnavailableError,
-)
 _ROOT: Final = MachineType(ROOT, "root")
 
 
@@ -55,33 +28,8 @@ def tell(root: Node, mark: str) -> int:
     return len(root.data(Ledger).lines) - 1
 
 
-class PlannedError(Exception):
-    """An update's own reason to fail."""
-
-
-class Client:
+class Client(Asking):
     """Works on some executions through one engine."""
-
-    def __init__(
-        self,
-        number: int,
-        engine: Engine,
-        process: Process,
-        world: World,
-        records: Records,
-        ids: list[str],
-        chance: random.Random,
-        trace: Callable[..., None],
-    ) -> None:
-        self._number = number
-        self._engine = engine
-        self._process = process
-        self._world = world
-        self._records = records
-        self._ids = ids
-        self._chance = chance
-        self._trace = trace
-        self._count = 0
 
     async def work(self, requests: int) -> None:
         """Ask for so many things."""
@@ -99,6 +47,9 @@ class Client:
             *[self._call] * 2,
             self._terminate,
             self._delete,
+            *[self._refresh] * 2,
+            *[self._hire] * 3,
+            self._with_child,
             self._close,
             self._wait,
             self._replay,
@@ -107,64 +58,6 @@ class Client:
         for number in range(requests):
             await asyncio.sleep(chance.choice([0, 0, 0.005, 0.1, 1, 4]))
             await (self._start if not number else chance.choice(choices))()
-
-    # What is common to all
-
-    def _mark(self) -> str:
-        self._count += 1
-        return f"m{self._number}.{self._count}"
-
-    def _key(self, run: str = "") -> ExecutionKey:
-        return ExecutionKey(NAMESPACE, self._chance.choice(self._ids), run)
-
-    async def _ask(self, record: Record, ask: Awaitable[Any]) -> Any:
-        """Wait for an answer, and note it; None if it is none. The same record may be asked for again."""
-        again, before = bool(record.ended), record.outcome
-        record.asked += 1
-        self._trace(self._process, "asks", record.kind, record.mark)
-        answer: Any = None
-        try:
-            answer = await ask
-            outcome, words = Outcome.DONE, "done"
-        except PlannedError:
-            outcome, words = Outcome.REFUSED, "planned"
-        except TimeoutError:
-            # Of `wait`, which changes nothing.
-            outcome, words = Outcome.REFUSED, "timeout"
-        except CommitOutcomeUnknownError:
-            outcome, words = Outcome.OPEN, "unknown"
-        except DuplicateRequestError:
-            outcome, words = Outcome.DONE, "done before"
-            if not again:
-                self._world.wrong.append(
-                    f"{record.kind} {record.mark} was asked for once, and called a duplicate"
-                )
-        except _REFUSALS as error:
-            # The first time it may have been carried out all the same.
-            outcome, words = Outcome.OPEN if again else Outcome.REFUSED, type(error).__name__
-        except Exception as error:  # noqa: BLE001 - it is told with its traceback
-            outcome, words = Outcome.OPEN, type(error).__name__
-            self._world.wrong.append(f"{record.kind} {record.mark} has raised {_unexpected(error)}")
-        if before is Outcome.DONE:
-            # It was acknowledged once, which counts.
-            self._trace(self._process, "ends", record.kind, record.mark, words, "again")
-        else:
-            self._records.end(record, outcome)
-            self._trace(self._process, "ends", record.kind, record.mark, words)
-        return answer
-
-    def _is_settled(self, record: Record) -> bool:
-        """Whether to ask no more; the same request is carried out once, however often it is asked for."""
-        if record.outcome is Outcome.DONE:
-            return self._chance.random() < 0.7
-        return record.outcome is Outcome.REFUSED
-
-    async def _current(self) -> Ref | None:
-        """The current run of one of the ids, as far as that can be told."""
-        try:
-            return Ref((await self._engine.describe(self._key())).info.key)
-        except (*_REFUSALS, CommitOutcomeUnknownError):
-            return None
 
     # Requests
 
@@ -275,19 +168,10 @@ class Client:
             if self._is_settled(record):
                 return
 
-    async def _on_current(
-        self, kind: str, ask: Callable[[ExecutionKey, str], Awaitable[None]]
-    ) -> Record | None:
-        """Ask for something that is about one run."""
-        ref = await self._current()
-        if ref is None:
-            return None
-        mark = self._mark()
-        record = self._records.begin(kind, mark, ref.execution.run_id)
-        await self._ask(record, ask(ref.execution, mark))
-        return record
-
     async def _pause(self) -> None:
+        if self._chance.random() < 0.3:
+            await self._on_current("pause machine", lambda key, _: self._engine.pause(key, _path("x")))
+            return
         # Of the root, so that its executors can be asked whether they may run.
         record = await self._on_current("pause", lambda key, _: self._engine.pause(key))
         if record is None or record.outcome is not Outcome.DONE:
@@ -348,7 +232,56 @@ class Client:
 
     async def _delete(self) -> None:
         force = self._chance.random() < 0.5
-        await self._on_current("delete", lambda key, _: self._engine.delete(key, force=force))
+        kind = "delete by force" if force else "delete"
+        await self._on_current(kind, lambda key, _: self._engine.delete(key, force=force))
+
+    async def _refresh(self) -> None:
+        await self._on_current("refresh", lambda key, _: self._engine.refresh(key))
+
+    async def _hire(self) -> None:
+        """Let an execution start a child of its own."""
+        chance = self._chance
+        mark = self._mark()
+        record = self._records.begin("update", mark)
+        owner = chance.choice(["", "", "x"])
+        tasks = [
+            self._world.new_task(f"t{mark}.{number}", finishes=chance.random() < 0.4)
+            for number in range(chance.choice([0, 1, 2]))
+        ]
+        child = Ledger([f"start {mark}", *map(plan, tasks)])
+        policy = chance.choice(list(ClosePolicy))
+        name = ExecutionKey("", chance.choice(["", "", "kid"]))
+
+        def change(root: Node) -> None:
+            append(f"did {mark} {{}} {owner or '-'}")(root)
+            node = root
+            if owner:
+                node = root.child(_path(owner))
+                append(f"did {mark} {{}} -")(node)
+            hire(mark, child, policy, name)(node)
+
+        await self._ask(record, self._engine.update(Ref(self._key()), change))
+
+    async def _with_child(self) -> None:
+        """Do something to a child execution behind the back of its parent."""
+        ref = await self._current()
+        if ref is None:
+            return
+        children = await self._told(self._engine.children(ref.execution)) or ()
+        keys = [info.child.execution for info in children if info.child.execution.run_id]
+        if not keys:
+            return
+        key = self._chance.choice(keys)
+        kind = self._chance.choice(["terminate", "delete", "delete by force", "pause child", "refresh"])
+        mark = self._mark()
+        asked: dict[str, Callable[[], Awaitable[None]]] = {
+            "terminate": lambda: self._engine.terminate(key, request_id=mark),
+            "delete": lambda: self._engine.delete(key),
+            "delete by force": lambda: self._engine.delete(key, force=True),
+            "pause child": lambda: self._engine.pause(key),
+            "refresh": lambda: self._engine.refresh(key),
+        }
+        await self._ask(self._records.begin(kind, mark, key.run_id), asked[kind]())
 
     async def _close(self) -> None:
         mark = self._mark()
@@ -395,8 +328,3 @@ class Client:
 
 def _path(name: str) -> tuple[Any, ...]:
     return tuple(child_key(part) for part in name.split("/"))
-
-
-def _unexpected(error: Exception) -> str:
-    """An error with the last lines of its traceback."""
-    return "".join(traceback.format_exception(error)[-4:])

@@ -32,6 +32,7 @@ class Process:
         name: for the trace.
         alive: whether it was not killed.
         slow_until: when the last answer arrives that takes long, in nanoseconds since 1970.
+        stops: how often it was stopped.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,6 +40,7 @@ class Process:
         self.alive = True
         self.slow_until = 0
         self.stopped = False
+        self.stops = 0
         self.held: list[asyncio.Handle] = []
         self.tasks: dict[SimulatedTask, None] = {}
 
@@ -48,6 +50,7 @@ class Process:
     def stop(self) -> None:
         """Run nothing of it from now on, as after SIGSTOP."""
         self.stopped = True
+        self.stops += 1
 
     def kill(self) -> None:
         """Run nothing of it ever again, not even what tidies up."""

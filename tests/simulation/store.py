@@ -30,6 +30,7 @@ from persistence.stores.memory import MemoryStore
 from persistence.watching import Watch
 from tests.simulation.faults import Fault, Faults
 from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.runs import Archive
 
 __all__ = ["Database", "Owner", "SimulatedStore"]
 
@@ -58,14 +59,17 @@ class Database:
         watched: whether changes are told.
         page_rows: the most rows that one call reads.
         wrote: called after each commit.
+        archive: of the executions that were deleted.
     """
 
     def __init__(self, loop: VirtualLoop, clock: Callable[[], int], *, watched: bool, page_rows: int) -> None:
         self.loop = loop
+        self.clock = clock
         self.data = MemoryStore(clock=clock)
         self.watched = watched
         self.page_rows = page_rows
         self.wrote: Callable[[], None] = lambda: None
+        self.archive = Archive(self.data)
         self._watches: dict[Watch, str] = {}
 
     def watch(self, partition: str, prefix: str) -> Watch:
@@ -256,6 +260,7 @@ class SimulatedStore:
         self, at: int, operations: Sequence[Operation], answer: asyncio.Future[str], fault: Fault | None
     ) -> None:
         self._loop.reach(at)
+        doomed = self._database.archive.doomed(operations)
         try:
             etag = _answer(lambda: self._inner.multi(operations))
         except PersistenceError as error:
@@ -265,6 +270,7 @@ class SimulatedStore:
                 answer.add_done_callback(_seen)
         else:
             self._trace(self._process, "wrote", operations, "")
+            self._database.archive.take(doomed, self._database.clock())
             self._database.changed(operations)
             if not answer.done():
                 answer.set_result(etag)

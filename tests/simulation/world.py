@@ -32,8 +32,10 @@ from tests.simulation.ledger import (
     Ring,
     Soon,
     append,
+    finish,
 )
 from tests.simulation.loop import Process, VirtualClock, current_process
+from tests.simulation.meter import Meter
 
 __all__ = ["MODES", "NAMESPACE", "RING_MODES", "World"]
 
@@ -71,6 +73,7 @@ class World:
         attempts: runs of each task.
         healed: whether no task fails any more.
         paused: for each process, the runs that it has paused and nobody has resumed since, and since when.
+        meters: of the engines that are measured, by their processes.
         wrong: what was seen and should not be.
     """
 
@@ -84,6 +87,7 @@ class World:
         self.attempts: Counter[str] = Counter()
         self.healed = False
         self.paused: dict[Process, dict[str, datetime]] = {}
+        self.meters: dict[Process | None, Meter] = {}
         self.wrong: list[str] = []
         self._running: Counter[tuple[Process | None, str]] = Counter()
         self.registry = Registry()
@@ -98,17 +102,20 @@ class World:
             else:
                 self.registry.register_executor(task, self._run)
 
-    def new_task(self, name: str, *, after: float | None = None) -> Any:
-        """A task of any class, with any mode."""
+    def new_task(self, name: str, *, finishes: bool = False) -> Any:
+        """A task of any class, with any mode; or one that ends its execution."""
         chance = self.chance
-        class_ = chance.choice((Soon, Soon, First, Call, Call, Newest, Alarm, Ring, Fragile))
-        mode = chance.choice(RING_MODES if class_ is Ring else MODES)
+        class_: type[Any]
+        if finishes:
+            class_, mode = chance.choice((Soon, Call, Alarm)), "finish"
+        else:
+            class_ = chance.choice((Soon, Soon, First, Call, Call, Newest, Alarm, Ring, Fragile))
+            mode = chance.choice(RING_MODES if class_ is Ring else MODES)
         if class_ is Fragile and mode in {"double", "block"}:
             mode = "ok"
         argument: str | datetime | None = None
         if issubclass(class_, Alarm):
-            seconds = chance.choice([0, 0.5, 3, 20]) if after is None else after
-            argument = self.now() + seconds * SECOND
+            argument = self.now() + chance.choice([0, 0.5, 3, 20]) * SECOND
         elif issubclass(class_, Call | Fragile):
             argument = chance.choice(["a", "b"])
         return class_(name, mode, argument)
@@ -126,10 +133,24 @@ class World:
         self._running[place] += 1
         if self._running[place] > self.concurrency:
             self.wrong.append(f"{self._running[place]} tasks run at once in the queue {place}")
+        meter = self.meters.get(process)
+        queue = task.type.name, task.argument if isinstance(task, Call | Fragile) else ""
+        well: bool | None = None
         try:
             await self._do(env, ref, task)
+            well = True
+        except (DestinationDownError, asyncio.CancelledError):
+            # It is cancelled for the time that it took, or because nothing is started any more.
+            well = False
+            raise
+        except TerminalError:
+            # An answer, too.
+            well = True
+            raise
         finally:
             self._running[place] -= 1
+            if meter is not None and well is not None:
+                meter.answered(queue, well=well)
 
     def _begin(self, process: Process | None, ref: Ref | None, task: Any) -> None:
         self.attempts[task.name] += 1
@@ -169,6 +190,9 @@ class World:
             await self._start_other(env, ref, name)
         if mode == "read":
             await env.read(ref, lambda node: node.data(Ledger))
+        if mode == "finish":
+            await env.update(ref, finish(name))
+            return
         if mode == "block":
             async with env.access(ref, AccessType.WRITE) as node:
                 await asyncio.sleep(self.chance.choice([0, 0.2]))
