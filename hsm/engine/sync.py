@@ -38,6 +38,7 @@ TaskT = TypeVar("TaskT", bound=Task)
 
 _log: Final = engine_logger()
 _BATCH: Final = 100
+_NOT_OPEN: Final = "the engine is not open: use `with SyncEngine(...) as engine`"
 _numbers: Final = itertools.count(1)
 
 
@@ -149,7 +150,7 @@ class SyncEngine:
             RuntimeError: the engine is not open, or this is its own thread.
         """
         if self._calls is None:
-            raise RuntimeError("the engine is not open: use `with SyncEngine(...) as engine`")
+            raise RuntimeError(_NOT_OPEN)
         return self._calls.call(lambda: work(self._engine))
 
     def iterate(self, items: Callable[[Engine], AsyncIterator[ItemT]]) -> Iterator[ItemT]:
@@ -165,6 +166,8 @@ class SyncEngine:
 
     def now(self) -> datetime:
         """See `Engine`."""
+        if self._calls is None:
+            raise RuntimeError(_NOT_OPEN)
         return self._engine.now()
 
     def start(

@@ -66,8 +66,9 @@ class TestEngine(Engine):
             environment: as for `Engine`.
         """
         self.clock: FakeClock = clock or FakeClock()
-        self._own_store = MemoryStore() if store is None else None
-        self.store: EngineStore = self._own_store or store or MemoryStore()
+        own = MemoryStore()
+        self._own_store = own if store is None else None
+        self.store: EngineStore = own if store is None else store
         chosen = options or attrs.evolve(_OPTIONS, random=random.Random(0))
         super().__init__(
             registry,

@@ -92,6 +92,8 @@ def test_engine_is_open_only_in_its_block(world: World) -> None:
     engine = SyncEngine(world.registry, "memory://")
     with pytest.raises(RuntimeError, match="not open"):
         engine.start(job(), Job())
+    with pytest.raises(RuntimeError, match="not open"):
+        engine.now()
     with engine:
         engine.start(job(), Job())
     with pytest.raises(RuntimeError, match="closed"):
