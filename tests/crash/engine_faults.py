@@ -32,20 +32,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import attrs  # noqa: E402
+import attrs
 
-import persistence  # noqa: E402
-from hsm import Node, Ref  # noqa: E402
-from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
-from hsm.errors import RetryLaterError  # noqa: E402
-from persistence.store import EngineStore, Operation, SetRequest  # noqa: E402
-from tests.crash._firms import check_firms, keep_hiring, register_firms  # noqa: E402
-from tests.crash._kinds import ALL_KINDS, add_kinds, database_of, table  # noqa: E402
-from tests.support.databases import Database  # noqa: E402
-from tests.support.jobs import (  # noqa: E402
+import persistence
+from hsm import Node, Ref
+from hsm.engine import Backoff, Engine, EngineOptions
+from hsm.errors import RetryLaterError
+from persistence.store import EngineStore, Operation, SetRequest
+from tests.crash._firms import check_firms, keep_hiring, register_firms
+from tests.crash._kinds import ALL_KINDS, add_kinds, database_of, table
+from tests.support.databases import Database
+from tests.support.jobs import (
     Alarm,
     Job,
     Lasting,
@@ -60,6 +59,7 @@ from tests.support.jobs import (  # noqa: E402
     step,
 )
 
+ROOT: Final = Path(__file__).resolve().parents[2]
 DEFAULT_KINDS: Final = ("sqlite", "postgresql", "valkey", "etcd")
 CLIENTS: Final = 6
 UPDATES: Final = 40

@@ -22,19 +22,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import persistence
+from hsm import Node, Ref
+from hsm.engine import Backoff, Engine, EngineOptions
+from hsm.errors import ExecutionNotFoundError
+from persistence.store import EngineStore
+from tests.crash._firms import check_firms, keep_hiring, register_firms
+from tests.crash._kinds import ALL_KINDS, database_of
+from tests.support.databases import Database
+from tests.support.jobs import Alarm, Job, Lasting, Step, World, job, log, note, noted, step
+
 ROOT: Final = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import persistence  # noqa: E402
-from hsm import Node, Ref  # noqa: E402
-from hsm.engine import Backoff, Engine, EngineOptions  # noqa: E402
-from hsm.errors import ExecutionNotFoundError  # noqa: E402
-from persistence.store import EngineStore  # noqa: E402
-from tests.crash._firms import check_firms, keep_hiring, register_firms  # noqa: E402
-from tests.crash._kinds import ALL_KINDS, database_of  # noqa: E402
-from tests.support.databases import Database  # noqa: E402
-from tests.support.jobs import Alarm, Job, Lasting, Step, World, job, log, note, noted, step  # noqa: E402
-
 EXECUTIONS: Final = 8
 CLIENTS: Final = ("a", "b")
 CHILD: Final = step("child")

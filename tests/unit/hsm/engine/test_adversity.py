@@ -100,7 +100,7 @@ async def test_executor_that_cancels_itself_is_tried_again(world: World, databas
 
 async def test_pause_without_end_is_shortened(world: World, database: Database) -> None:
     error = RuntimeError("never again")
-    error.retry_after = timedelta.max  # type: ignore[attr-defined]
+    setattr(error, "retry_after", timedelta.max)  # noqa: B010 - an attribute that its class does not have
     world.on(Soon, failing(error))
     async with TestEngine(world.registry, database.store) as engine:
         ref = await started(engine, "job", Soon("a"))

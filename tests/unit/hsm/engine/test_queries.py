@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -39,9 +40,9 @@ from tests.support.jobs import (
 SECOND = timedelta(seconds=1)
 
 
-async def ids(engine: TestEngine, **filters: object) -> list[str]:
-    found = [info.key.id async for info in engine.list(**filters)]  # type: ignore[arg-type]
-    assert len(found) == await engine.count(**filters)  # type: ignore[arg-type]
+async def ids(engine: TestEngine, **filters: Any) -> list[str]:
+    found = [info.key.id async for info in engine.list(**filters)]
+    assert len(found) == await engine.count(**filters)
     return sorted(found)
 
 

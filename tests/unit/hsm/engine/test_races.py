@@ -79,7 +79,7 @@ async def test_access_that_loses_the_race_is_told(world: World, database: Databa
         TestEngine(world.registry, await database.open()) as other,
     ):
         ref = await started(one)
-        with pytest.raises(CommitConflictError, match="tests/job"):  # noqa: PT012
+        with pytest.raises(CommitConflictError, match="tests/job"):  # noqa: PT012 - raised where the block ends
             async with one.access(ref, AccessType.WRITE) as node:
                 note("mine", Call("never"))(node)
                 await other.update(ref, note("theirs"))

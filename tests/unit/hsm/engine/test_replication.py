@@ -272,7 +272,7 @@ async def test_forgotten_deletions_make_a_snapshot(two: Two) -> None:
         await two.to_west()
         before = (await engine.versions(job()))[-1]
         for id_ in "ab":
-            await engine.update(ref, lambda root, id_=id_: root.delete_child(step(id_)))  # type: ignore[misc]
+            await engine.update(ref, lambda root, id_=id_: root.delete_child(step(id_)))  # type: ignore[misc]  # bound now
         assert not (await engine.changes_since(job(), before)).HasField("since")
     await two.to_west()
     await two.check_same()

@@ -16,6 +16,7 @@ import pytest
 from hsm import ExecutionKey, ExecutionNotFoundError, Ref, StorageUnavailableError
 from hsm.engine import Cluster, Engine, Replicator
 from hsm.testing import CutOffError, FakeClock, FaultyStore, TestEngine
+from persistence.proto.replication_pb2 import Delta
 from tests.support.databases import Database, new_database
 from tests.support.jobs import Alarm, Job, Soon, Step, World, job, log, note, small, started, step
 
@@ -142,10 +143,10 @@ async def test_change_during_the_telling_is_told_next_time(two: Two, monkeypatch
     await two.east.update(ref, note("1"))
     apply_delta = two.west.apply_delta
 
-    async def busy(delta: object) -> object:
+    async def busy(delta: Delta) -> object:
         await two.east.update(ref, note("2"))
         monkeypatch.undo()
-        return await apply_delta(delta)  # type: ignore[arg-type]
+        return await apply_delta(delta)
 
     monkeypatch.setattr(two.west, "apply_delta", busy)
     assert await link.pump() == 1

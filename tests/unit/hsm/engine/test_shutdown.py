@@ -85,7 +85,7 @@ async def test_error_of_the_block_comes_out_as_it_is_and_cancels_what_runs(
         await asyncio.Event().wait()
 
     world.on(Lasting, hang)
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - it has to come out of both blocks
         async with TestEngine(world.registry, database.store) as engine:
             await started(engine, "job", Lasting("call"))
             await begun.wait()
@@ -125,7 +125,7 @@ async def test_engine_that_is_cancelled_while_it_waits_for_tasks_leaves_nothing_
 
 async def test_engine_that_was_cut_off_can_be_left(world: World, database: Database) -> None:
     store = FaultyStore(database.store)
-    with pytest.raises(CutOffError):  # noqa: PT012
+    with pytest.raises(CutOffError):  # noqa: PT012 - raised where the block ends
         async with TestEngine(world.registry, store) as engine:
             ref = await started(engine, "job", Lasting("call"))
             store.cut_off()
@@ -278,7 +278,7 @@ async def test_engine_that_ends_while_it_hands_over_shards_loses_nothing(
         async with TestEngine(world.registry, await database.open(), options, clock=clock) as staying:
             clock.advance(timedelta(seconds=10))
             # It sees the other one, and waits for what runs in the first shard that it is to give.
-            while leaving._shards.loader.partitions == staying._shards.partitions:  # noqa: ASYNC110
+            while leaving._shards.loader.partitions == staying._shards.partitions:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0)
             ending = asyncio.create_task(leaving.shutdown(timedelta()))
             go.set()

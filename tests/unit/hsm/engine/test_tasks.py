@@ -251,7 +251,7 @@ async def test_task_that_cannot_be_serialized_is_refused(world: World, database:
     async with TestEngine(world.registry, database.store) as engine:
         ref = await started(engine)
         with pytest.raises(SerializationError):
-            await engine.update(ref, note("never", Soon("fine"), Call(object())))  # type: ignore[arg-type]
+            await engine.update(ref, note("never", Soon("fine"), Call(object())))  # type: ignore[arg-type]  # nobody can write it
         await engine.drain()
         assert await engine.read(ref, log) == []
         assert world.names() == []

@@ -108,7 +108,9 @@ async def test_reading_one_machine_of_a_large_tree_reads_few_rows(world: World, 
         deep = Ref(ref.execution, (step(names(50)[33]), step("3")))
         await engine.update(deep, note("changed"))
         assert len(scans) == 1  # the first rows of the tree; the others one by one
-        assert len(engine._executions.cached(ref.execution).table._rows) <= 8  # type: ignore[union-attr]
+        cached = engine._executions.cached(ref.execution)
+        assert cached is not None
+        assert len(cached.table._rows) <= 8
         assert (await engine.read(deep, log))[1:] == ["changed"]
 
 
