@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from tests.conftest import NewServer
 from tests.support.relay import Fault, Relay
 from tests.support.servers import Server
 from tests.support.servers._etcd import EtcdServer
+from tests.support.servers._etcd_cluster import EtcdMember, etcd_cluster, together
 
 pytestmark = pytest.mark.server
 
@@ -362,3 +364,32 @@ async def test_watch_tells_to_look_again_when_changes_were_compacted_away(new_se
         assert (await anext(changes)).kind.value == "resync"
         await direct.set(put("key/3"))
         assert (await anext(changes)).key == "key/3"
+
+
+@pytest.fixture
+def members(new_server: NewServer) -> Iterator[list[EtcdMember]]:
+    new_server("etcd").stop()  # skips the test where there is none
+    with etcd_cluster() as cluster:
+        yield cluster
+
+
+async def test_watch_leaves_a_member_that_has_lost_the_others(
+    members: list[EtcdMember], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "persistence.stores.etcd")
+    first, second, third = members
+    hosts = ",".join(f"127.0.0.1:{member.port}" for member in members)
+    async with from_url(f"etcd://{hosts}?connect_timeout=1") as store:
+        changes = store.watch("p", "")
+        await store.set(put("before"))
+        assert (await anext(changes)).key == "before"
+        # The first one is well, has the stream, and will never tell of anything again.
+        await asyncio.to_thread(together, [second.kill, third.kill])
+        async with asyncio.timeout(60):
+            while "no leader" not in caplog.text:  # noqa: ASYNC110  a log wakes nobody
+                await asyncio.sleep(0.05)
+        await asyncio.to_thread(first.kill)
+        await asyncio.to_thread(together, [second.start, third.start])
+        await store.set(put("after"))
+        async with asyncio.timeout(60):
+            assert (await anext(changes)).key == "after"

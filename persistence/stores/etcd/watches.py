@@ -25,6 +25,8 @@ __all__ = ["Watcher"]
 
 _log = logging.getLogger(__name__)
 
+# A member that is cut off from the others would keep the stream open, and tell of nothing: it shall end it.
+_REQUIRE_LEADER: Final = ("hasleader", "true")
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 
@@ -148,7 +150,7 @@ class Watcher:
         writing: asyncio.Task[None] | None = None
         try:
             metadata = await self._client.metadata()
-            stream = connection.watch()(metadata=metadata)
+            stream = connection.watch()(metadata=(*metadata, _REQUIRE_LEADER))
             writing = asyncio.get_running_loop().create_task(self._write(stream))
             while True:
                 response = await stream.read()

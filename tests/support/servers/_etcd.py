@@ -22,7 +22,7 @@ class EtcdServer(LocalServer):
 
     def __init__(self, options: Options) -> None:
         self._program = find_etcd()
-        self._peer_port = 0
+        self.peer_port = 0
         super().__init__("etcd", options)
 
     @property
@@ -44,11 +44,11 @@ class EtcdServer(LocalServer):
 
     def choose_ports(self) -> None:
         super().choose_ports()
-        self._peer_port = free_port()
+        self.peer_port = free_port()
 
     def command(self) -> list[str]:
         # Unless told otherwise, all servers of a machine would meet on port 2380.
-        peers = f"http://127.0.0.1:{self._peer_port}"
+        peers = f"http://127.0.0.1:{self.peer_port}"
         command = [
             str(self._program),
             "--name=test",
