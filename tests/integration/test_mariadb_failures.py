@@ -22,6 +22,7 @@ from persistence import (
 )
 from persistence.stores.mariadb import MariaDBStore, from_url
 from tests.conftest import NewServer
+from tests.support.relay import Relay
 from tests.support.servers import Server
 from tests.support.servers._mariadb import MariadbServer
 from tests.support.stores import start_python
@@ -368,3 +369,27 @@ async def test_a_server_that_becomes_read_only_takes_no_writes_until_it_is_not(n
             await from_url(server.url).__aenter__()
         server.sql("SET GLOBAL read_only=0")
         await store.multi([put("key", b"3")])
+
+
+async def test_nothing_is_read_from_a_server_whose_place_another_one_has_taken(new_server: NewServer) -> None:
+    first, second = new_server("mariadb"), new_server("mariadb")
+    for server in (first, second):
+        assert isinstance(server, MariadbServer)
+        server.sql(
+            "CREATE USER plain@'%'; GRANT ALL ON hsm.* TO plain@'%';"
+            " DELETE FROM mysql.global_priv WHERE User=''"
+        )
+        server.sql("FLUSH PRIVILEGES")
+    assert isinstance(first, MariadbServer)
+    async with Relay.to(first.port) as name, from_url(second.url) as successor:
+        url = urlsplit(first.url)._replace(netloc=f"plain@127.0.0.1:{name.port}").geturl()
+        async with from_url(url) as store:
+            await store.multi([put("key", b"1")])
+            assert await value_of(store, "key") == b"1"
+            await successor.multi([put("key", b"2")])
+            first.sql("SET GLOBAL read_only=1")
+            name.redirect(second.port)
+            with pytest.raises(StoreUnavailableError, match=r"read.only"):
+                await store.multi([put("other")])
+            await store.multi([put("other")])
+            assert await value_of(store, "key") == b"2"

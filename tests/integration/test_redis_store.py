@@ -30,6 +30,7 @@ from persistence import (
 from persistence.stores.redis import RedisStore, from_url
 from tests.conftest import NewServer
 from tests.support.redis_commands import execute
+from tests.support.relay import Relay
 from tests.support.servers import Server
 from tests.support.servers._server import LocalServer
 
@@ -341,6 +342,23 @@ async def test_server_that_throws_rows_away_is_refused_unless_asked_for(own: Red
         await store.multi([put("key")])
 
 
+async def test_server_that_begins_to_throw_rows_away_takes_no_writes_until_it_keeps_them(own: Redis) -> None:
+    async with from_url(url_of(own)) as store, from_url(url_of(own, allow_eviction="true")) as careless:
+        await store.multi([put("key")])
+        await own.config_set("maxmemory-policy", "allkeys-lru")
+        for each in (store, careless):
+            # As after a failover, the next connection leads to a server that is set up in another way.
+            await execute(own, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            if each is store:
+                with pytest.raises(StoreUnavailableError, match="allkeys-lru"):
+                    await each.multi([put("key", b"new")])
+            else:
+                await each.multi([put("key", b"careless")])
+        await own.config_set("maxmemory-policy", "noeviction")
+        await store.multi([put("key", b"new")])
+        assert await get(store, "key") == b"new"
+
+
 async def test_scripts_that_the_server_has_forgotten_are_loaded_again(store: RedisStore, raw: Redis) -> None:
     await store.multi([put("before")])
     await raw.script_flush()
@@ -398,6 +416,28 @@ async def test_server_that_becomes_a_replica_refuses_writes(own: Redis) -> None:
         await store.multi([put("key")])
 
 
+async def test_nothing_is_read_from_a_server_whose_place_another_one_has_taken(new_server: NewServer) -> None:
+    first, second = new_server("valkey"), new_server("valkey")
+    async with (
+        Redis(port=first.port, protocol=2) as old,
+        Redis(port=second.port, protocol=2) as new,
+        Relay.to(first.port) as name,
+    ):
+        await execute(new, "REPLICAOF", "127.0.0.1", str(first.port))
+        async with from_url(f"redis://127.0.0.1:{name.port}/0") as store:
+            await store.multi([put("key", b"1")])
+            assert await get(store, "key") == b"1"
+            await eventually(partial(new.exists, "hsm:{p}r:key"), 1)
+            await execute(new, "REPLICAOF", "NO", "ONE")
+            # It serves what it has, and gets nothing new.
+            await execute(old, "REPLICAOF", "127.0.0.1", "1")
+            name.redirect(second.port)
+            with pytest.raises(StoreUnavailableError, match="replica"):
+                await store.multi([put("key", b"2")])
+            await store.multi([put("key", b"3")])
+            assert await get(store, "key") == b"3"
+
+
 async def test_server_that_runs_a_long_script_is_busy(own: Redis) -> None:
     await own.config_set("lua-time-limit", "20")
     async with from_url(url_of(own)) as store:
@@ -438,6 +478,20 @@ async def test_server_that_is_killed_and_comes_back(kind: str, new_server: NewSe
         assert await get(store, "key") == b"value"
         await store.multi([put("other")])
         await store.ping()
+
+
+async def test_those_who_wait_for_a_server_that_hangs_give_up_as_well(new_server: NewServer) -> None:
+    server = new_server("valkey")
+    async with from_url(f"{server.fresh_url()}&readers=1&request_timeout=0.5") as store:
+        await store.multi([put("key")])
+        server.pause()
+        scans = [asyncio.ensure_future(anext(store.scan("p", "", ""))) for _ in range(10)]
+        failures = await asyncio.gather(*scans, return_exceptions=True)
+        server.resume()
+        assert all(isinstance(failure, StoreUnavailableError) for failure in failures)
+        # One has asked, and perhaps the one after it; the others have not waited for their turn to ask.
+        assert sum("readers are busy" in str(failure) for failure in failures) >= 8
+        assert await get(store, "key") == b"value"
 
 
 # Rights

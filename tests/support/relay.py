@@ -22,8 +22,9 @@ class Fault(enum.Enum):
 class Relay:
     """Listens on `port`, and passes on what it gets until a fault is planned."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
         self.port = 0
+        self._host = host
         self._target = target
         self._fault: tuple[bytes, Fault] | None = None
         self._held: tuple[asyncio.StreamWriter, bytes] | None = None
@@ -34,9 +35,9 @@ class Relay:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, target: int) -> AsyncIterator[Self]:
-        """A relay to a port on loopback."""
-        relay = cls(target)
+    async def to(cls, target: int, host: str = "127.0.0.1") -> AsyncIterator[Self]:
+        """A relay to a port on loopback, which is reached at `host`."""
+        relay = cls(target, host)
         await relay.listen()
         try:
             yield relay
@@ -54,7 +55,7 @@ class Relay:
 
     async def listen(self) -> None:
         """Accept connections, on the same port as before."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, self._host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
@@ -63,6 +64,10 @@ class Relay:
             self._server.close()
             self._server = None
             await asyncio.sleep(0)
+
+    def redirect(self, target: int) -> None:
+        """Lead new connections to another port; those that there are go on."""
+        self._target = target
 
     def break_connections(self) -> None:
         """Break all connections."""

@@ -35,16 +35,19 @@ class Pool:
         async with self._places:
             if self._closed:
                 raise StoreClosedError("the store is closed")
+            idle = self._idle
             if fresh:
-                self._drop_idle()
-            while self._idle and self._idle[-1].closed:
-                self._idle.pop().abort()
-            session = self._idle.pop() if self._idle else await self._open_session()
+                _drop(idle)
+            while idle and idle[-1].closed:
+                idle.pop().abort()
+            session = idle.pop() if idle else await self._open_session()
             try:
                 yield session
             finally:
-                if not session.closed:
-                    self._idle.append(session)
+                if idle is not self._idle:
+                    session.abort()  # those that it was with are forgotten
+                elif not session.closed:
+                    idle.append(session)
 
     async def aclose(self) -> None:
         """Refuse from now on, wait for those who have a session, and close them all."""
@@ -56,7 +59,12 @@ class Pool:
             self._places.release()
         await asyncio.gather(*(session.close() for session in sessions))
 
-    def _drop_idle(self) -> None:
-        for session in self._idle:
-            session.abort()
-        self._idle.clear()
+    def forget(self) -> None:
+        """Use none of the sessions that wait: behind the name of a server there may be another one by now."""
+        idle, self._idle = self._idle, []
+        _drop(idle)
+
+
+def _drop(sessions: list[Session]) -> None:
+    while sessions:
+        sessions.pop().abort()

@@ -123,6 +123,7 @@ class MariaDBStore(ServerStore):
                 timeout_seconds=timeout_seconds,
                 lock_seconds=options.lock_timeout.total_seconds(),
                 where=opener.where,
+                reconnected=pool.forget,
             )
             for _ in range(options.lanes)
         ]
@@ -145,7 +146,7 @@ class MariaDBStore(ServerStore):
         await asyncio.gather(state.pool.aclose(), *(lane.aclose() for lane in state.lanes))
         self._state = None
 
-    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:  # noqa: ARG002
+    async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:  # noqa: ARG002  there is one server
         return await self._opened().reader.rows(slots)
 
     async def _read_page(self, window: Window, rows: int) -> Page:

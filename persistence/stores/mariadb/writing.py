@@ -66,8 +66,11 @@ class Lane:
         timeout_seconds: float,
         lock_seconds: float,
         where: str,
+        reconnected: Callable[[], None],
     ) -> None:
+        """Make a lane; `reconnected` is called when its connection had to be replaced."""
         self._open_session = open_session
+        self._reconnected = reconnected
         self._statements = statements
         self._most_bytes = most_bytes
         self._timeout_seconds = timeout_seconds
@@ -169,7 +172,7 @@ class Lane:
         """Do some work in one transaction; whatever is raised, the session is free of it, or dropped."""
         session = self._session
         if session is None or session.closed:
-            session = self._session = await self._open_session()
+            session = await self._connect()
         last = ""
         try:
             answers = await self._lock_and_read(session, work)
@@ -201,6 +204,13 @@ class Lane:
         except BaseException:
             session.abort()
             raise
+
+    async def _connect(self) -> Session:
+        lost = self._session
+        session = self._session = await self._open_session()
+        if lost is not None:
+            self._reconnected()
+        return session
 
     async def _lock_and_read(self, session: Session, work: _Work) -> Sequence[Answer]:
         locks = self._statements.lock(work.partitions)
@@ -243,7 +253,7 @@ class Lane:
             answers.clear()
             try:
                 async with asyncio.timeout_at(deadline):
-                    session = self._session = await self._open_session()
+                    session = await self._connect()
                     for packet in packets(["START TRANSACTION", *locks, outcome], self._most_bytes):
                         answers += await session.run(packet)
                     await session.run("ROLLBACK")

@@ -42,16 +42,20 @@ class Listeners:
         self._listeners: dict[Address, _Listener] = {}
 
     def watch(self, partition: str, prefix: str) -> Watch:
-        """A new watch."""
+        """A new watch.
+
+        Raises:
+            StoreUnavailableError: no node has the partition.
+        """
         watch = Watch(prefix)
         watches = self._watches.setdefault(partition, weakref.WeakSet())
-        first = not watches
-        watches.add(watch)
-        if first:
-            self.listen(partition)
-        else:
+        if watches:
             # The channel is being listened to, or will be and then tells so once more.
             watch.resync()
+        else:
+            self.listen(partition)
+        # Last: one that could not be begun must not keep the next one from beginning.
+        watches.add(watch)
         return watch
 
     def listen(self, partition: str) -> None:

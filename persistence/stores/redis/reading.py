@@ -251,7 +251,7 @@ class Reader:
     @asynccontextmanager
     async def _link(self, address: Address, *, fresh: bool) -> AsyncGenerator[Link]:
         """A connection for one exchange."""
-        async with self._turns[address]:
+        async with self._turn(address):
             if self._closed:
                 raise StoreClosedError("the store is closed")
             idle = self._idle.setdefault(address, [])
@@ -268,10 +268,33 @@ class Reader:
             try:
                 yield link
             finally:
-                if link.connected and not self._closed:
+                # Unless those that it was with are forgotten.
+                if self._idle.get(address) is idle and link.connected and not self._closed:
                     idle.append(link)
                 else:
                     await link.abort()
+
+    async def forget(self, address: Address) -> None:
+        """Use no connection that waits: behind the name of a node there may be another one by now."""
+        idle = self._idle.pop(address, [])
+        while idle:
+            await idle.pop().abort()
+
+    @asynccontextmanager
+    async def _turn(self, address: Address) -> AsyncGenerator[None]:
+        """A place among those who use connections to a node."""
+        turns, seconds = self._turns[address], self._dialer.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await turns.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"Redis at {self._dialer.where(address)} is too slow: all readers are busy for {seconds:g} s"
+            ) from error
+        try:
+            yield
+        finally:
+            turns.release()
 
     def _row(self, slot: Slot, row: bytes) -> GetResponse:
         try:

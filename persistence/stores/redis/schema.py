@@ -15,7 +15,7 @@ from persistence.stores.redis.layout import Layout, row_head
 from persistence.stores.redis.links import Command, Link, LinkLostError, Reply
 from persistence.stores.redis.scripts import CLAIM, COMMIT, DELETE, PAGE, TIDY
 
-__all__ = ["MIGRATIONS", "ServerFacts", "claim", "inspect", "try_out"]
+__all__ = ["MIGRATIONS", "ServerFacts", "claim", "inspect", "refuse_eviction", "try_out"]
 
 APPLICATION: Final = b"hsm-toolkit"
 MIGRATIONS: Final = (Migration(version=1, statements=(), oldest=1),)
@@ -63,18 +63,28 @@ async def inspect(link: Link, where: str, *, allow_eviction: bool) -> ServerFact
         raise StoreUnavailableError(f"Redis at {where} is version {named}; at least 6.2 is needed")
     if fields.get("role") == "slave":
         raise StoreUnavailableError(f"Redis at {where} is a read-only replica; name its master")
-    policy = fields.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and not allow_eviction:
-        raise StoreUnavailableError(
-            f"Redis at {where} has maxmemory-policy {policy}, so that it throws rows away when memory runs"
-            " short; set it to noeviction, or accept the loss with the option allow_eviction=true"
-        )
+    if not allow_eviction:
+        refuse_eviction(info, where)
     return ServerFacts(
         version=version,
         name=f"Valkey {valkey}" if (valkey := fields.get("valkey_version")) else f"Redis {named}",
         cluster=fields.get("cluster_enabled") == "1",
         durability=_durability(fields.get("aof_enabled") == "1", _setting(appendfsync), _setting(save)),
     )
+
+
+def refuse_eviction(info: Reply, where: str) -> None:
+    """Return if a server, by its answer to INFO, keeps its rows when memory runs short.
+
+    Raises:
+        StoreUnavailableError: it throws rows away.
+    """
+    policy = _fields(info).get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise StoreUnavailableError(
+            f"Redis at {where} has maxmemory-policy {policy}, so that it throws rows away when memory runs"
+            " short; set it to noeviction, or accept the loss with the option allow_eviction=true"
+        )
 
 
 def _durability(append_only: bool, appendfsync: str | None, save: str | None) -> tuple[int, str]:

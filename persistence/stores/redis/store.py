@@ -130,6 +130,7 @@ class RedisStore(ServerStore):
             publish=publish,
             wait_milliseconds=int(options.wait_timeout.total_seconds() * 1000),
             keeps_logs=not options.allow_eviction,
+            reconnected=reader.forget,
         )
         name = secrets.token_hex(8)
         lanes = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -29,6 +29,7 @@ from persistence.stores.redis.failures import surely_not_written, translate
 from persistence.stores.redis.layout import ETAG_BYTES, Layout
 from persistence.stores.redis.links import Command, Dialer, Link, LinkLostError
 from persistence.stores.redis.nodes import Nodes
+from persistence.stores.redis.schema import refuse_eviction
 from persistence.stores.redis.settings import Address
 
 __all__ = ["Lane", "LaneOptions"]
@@ -47,11 +48,13 @@ class LaneOptions:
         publish: the command by which changes are told, or nothing.
         wait_milliseconds: how long to wait for replicas where a write asks for them.
         keeps_logs: the server does not throw logs away.
+        reconnected: is told of a node to which a connection had to be replaced.
     """
 
     publish: bytes
     wait_milliseconds: int
     keeps_logs: bool
+    reconnected: Callable[[Address], Awaitable[None]]
 
 
 class _Moment:
@@ -176,18 +179,25 @@ class Lane:
         """The connection to a node; a new one has ended the one before it.
 
         Raises:
-            StoreUnavailableError: there is none to be had.
+            StoreUnavailableError: there is none to be had, or the server throws rows away.
         """
-        link = self._links.get(address)
-        if link is not None and link.connected:
-            return link
-        if link is not None:
-            await link.abort()
-        questions: list[Command] = [(b"CLIENT", b"INFO")]
+        lost = self._links.get(address)
+        if lost is not None and lost.connected:
+            return lost
+        if lost is not None:
+            await lost.abort()
+        questions: list[Command] = [(b"CLIENT", b"INFO"), (b"INFO", b"memory")]
         previous = self._clients.get(address)
         if previous is not None:
             questions.append(previous)
-        link, (client, *ended) = await self._dialer.dial_and_ask(address, questions)
+        link, (client, memory, *ended) = await self._dialer.dial_and_ask(address, questions)
+        try:
+            # A node that has joined or taken over since the store was opened may be set up in another way.
+            if self._options.keeps_logs and isinstance(memory, bytes):
+                refuse_eviction(memory, self._dialer.where(address))
+        except StoreUnavailableError:
+            await link.abort()
+            raise
         self._links[address] = link
         self._fenced.discard(address)
         if previous is not None and isinstance(ended[0], int):
@@ -199,6 +209,8 @@ class Lane:
             if b"id" in fields and b"addr" in fields:
                 kill = (b"CLIENT", b"KILL", b"ID", fields[b"id"], b"ADDR", fields[b"addr"])
                 self._clients[address] = kill
+        if lost is not None:
+            await self._options.reconnected(address)
         return link
 
     async def _find_out(
