@@ -20,7 +20,6 @@ import psycopg
 from psycopg.types.numeric import Int8
 
 from persistence.errors import PersistenceError
-from persistence.stores.postgresql.dialect import Dialect
 from persistence.stores.postgresql.locks import channel, partition_id
 from persistence.stores.postgresql.notices import read_payload
 from persistence.stores.postgresql.packing import Bigints, Texts
@@ -50,10 +49,9 @@ class _Watched:
 class Listener:
     """The watches of a store; they share one connection that listens, made with the first of them."""
 
-    def __init__(self, connector: Connector, pool: SessionPool, dialect: Dialect, sql: Statements) -> None:
+    def __init__(self, connector: Connector, pool: SessionPool, sql: Statements) -> None:
         self._connector = connector
         self._pool = pool
-        self._dialect = dialect
         self._sql = sql
         self._schema = connector.options.schema
         self._name = uuid.uuid4().hex
@@ -191,7 +189,7 @@ class Listener:
     async def _insert(self, partition: str, session: Session) -> None:
         ids = Bigints([partition_id(self._schema, partition)])
         await session.transact(
-            (self._dialect.begin, ()),
+            *session.opening,
             (self._sql["lock"], (ids,)),
             (self._sql["register"], (partition, self._name, Int8(self._life_seconds))),
             (b"COMMIT", ()),

@@ -150,8 +150,9 @@ SELECT 1 FROM {schema}.meta LIMIT 1
 
 -- :server
 SELECT version(), current_setting('server_version_num')::int4, current_setting('server_encoding'),
-    pg_is_in_recovery(), current_setting('synchronous_commit', true), current_setting('fsync', true),
-    current_setting('full_page_writes', true), current_setting('synchronous_standby_names', true)
+    pg_is_in_recovery(), pg_backend_pid(), current_setting('synchronous_commit', true),
+    current_setting('fsync', true), current_setting('full_page_writes', true),
+    current_setting('synchronous_standby_names', true)
 
 -- :settings
 SELECT count(set_config(name, value, %b)) FROM unnest(%b::text[], %b::text[]) AS s (name, value)

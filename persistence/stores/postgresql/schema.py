@@ -68,14 +68,21 @@ async def _version(session: Session, sql: Statements, schema: str, where: str) -
             names = Texts(("application", "version", "oldest"))
             meta: Mapping[str, str] = dict(await session.rows(sql["meta"], (names,)))
             if meta.get("application") == _APPLICATION:
-                return SchemaVersion(int(meta["version"]), int(meta["oldest"]))
+                return _read_version(meta, where)
     raise StoreCorruptError(f"{where} has tables of another application: {', '.join(sorted(tables))}")
+
+
+def _read_version(meta: Mapping[str, str], where: str) -> SchemaVersion:
+    try:
+        return SchemaVersion(int(meta["version"]), int(meta["oldest"]))
+    except (KeyError, ValueError) as error:
+        raise StoreCorruptError(f"the version of {where} is damaged: {dict(meta)!r}") from error
 
 
 async def _migrate(
     session: Session, sql: Statements, schema: str, known: Sequence[Migration], dialect: Dialect, where: str
 ) -> None:
-    await session.rows(dialect.begin)
+    await session.transact(*session.opening)
     try:
         if dialect.locks:
             await session.rows(sql["lock"], (Bigints([lock_id(schema, "", "")]),))

@@ -30,6 +30,7 @@ _OLDEST_SERVER: Final = 130000
 _SESSION_TIMEOUT_SERVER: Final = 140000
 _TRANSACTION_TIMEOUT_SERVER: Final = 170000
 _WEAKER_THAN_ON: Final = frozenset({"off", "local", "remote_write"})
+_STRONGER_THAN_ON: Final = "remote_apply"
 _LEAST_CONNECT_SECONDS: Final = 2
 _IDLE_SECONDS_BEFORE_PROBES: Final = "30"
 # Every statement of ours is meant to go through an index. Without statistics, which a fresh table has not,
@@ -53,6 +54,7 @@ class ServerFacts:
         name: its own name and version.
         encoding: of the database.
         replica: it only repeats what another one writes.
+        pooled: somebody stands in between, and may give each transaction another connection to it.
         version: as a number, 180001 being 18.1.
         durability: settings by name that decide what a crash can lose.
     """
@@ -61,8 +63,14 @@ class ServerFacts:
     name: str
     encoding: str
     replica: bool
+    pooled: bool
     version: int
     durability: Mapping[str, str]
+
+    @property
+    def notifies(self) -> bool:
+        """Whether a session that listens is told what others say."""
+        return self.dialect.notifies and not self.pooled
 
     def sentence(self) -> str:
         """What a crash can lose."""
@@ -82,11 +90,13 @@ class Session:
     do: it asks the server to cancel, and waits for the answer.
     """
 
-    def __init__(self, connection: AsyncConnection[TupleRow], where: str, *, prepare: bool) -> None:
+    def __init__(self, connection: AsyncConnection[TupleRow], where: str) -> None:
         self.connection: Final = connection
-        self._exchange: Final = Exchange(connection, prepare=prepare)
+        self._exchange = Exchange(connection, prepare=False)
         self.where: Final = where
         self.hung: bool = False
+        self._opening: Sequence[Statement] = ()
+        self._pooled = False
 
     @property
     def lost(self) -> bool:
@@ -107,14 +117,36 @@ class Session:
         finally:
             timer.cancel()
 
+    @property
+    def opening(self) -> Sequence[Statement]:
+        """What a transaction of several statements begins with."""
+        return self._opening
+
+    async def apply(self, settings: Mapping[str, str], facts: ServerFacts, sql: Statements) -> None:
+        """Have settings from now on."""
+        names, values = Texts(settings), Texts(settings.values())
+        self._pooled = facts.pooled
+        if facts.pooled:
+            # Every transaction may be on another connection, and the next one there may be somebody else's.
+            self._opening = ((facts.dialect.begin, ()), (sql["settings"], (True, names, values)))
+        else:
+            self._opening = ((facts.dialect.begin, ()),)
+            self.connection.prepare_threshold = 0
+            self._exchange = Exchange(self.connection, prepare=True)
+            await self.rows(sql["settings"], (False, names, values))
+
     async def rows(self, statement: bytes, parameters: Parameters = ()) -> Sequence[tuple[Any, ...]]:
         """Run one statement, and read what it returns."""
+        if self._pooled and self.idle:
+            return (await self._alone(statement, parameters)).rows
         async with self.connection.cursor(binary=True) as cursor:
             await cursor.execute(statement, parameters)
             return [] if cursor.description is None else await cursor.fetchall()
 
     async def count(self, statement: bytes, parameters: Parameters = ()) -> int:
         """Run one statement, and tell how many rows it has changed."""
+        if self._pooled and self.idle:
+            return (await self._alone(statement, parameters)).affected
         async with self.connection.cursor(binary=True) as cursor:
             await cursor.execute(statement, parameters)
             return cursor.rowcount
@@ -122,6 +154,16 @@ class Session:
     async def transact(self, *statements: Statement) -> list[Answer]:
         """Run statements in one round trip, and answer each; those after one that is refused are not run."""
         return await self._exchange.run(*statements)
+
+    async def _alone(self, statement: bytes, parameters: Parameters) -> Answer:
+        """Run one statement in a transaction of its own."""
+        try:
+            *_, answer, _ = await self.transact(*self._opening, (statement, parameters), (b"COMMIT", ()))
+        except psycopg.Error:
+            if not self.lost and not self.idle:
+                await self.rows(b"ROLLBACK")
+            raise
+        return answer
 
     def failure(self, error: psycopg.Error) -> PersistenceError:
         """The error of ours for an error of psycopg's that was met in this session."""
@@ -152,13 +194,7 @@ class Connector:
     def __init__(self, parameters: Mapping[str, str], options: PostgresOptions) -> None:
         self.options: Final = options
         self._parameters = parameters
-        self._settings: Mapping[str, str] = {}
         self.where: Final = _where(parameters)
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """The settings of the last session, for those who must make them for each transaction."""
-        return self._settings
 
     async def connect(self, deadline: float | None = None) -> tuple[Session, ServerFacts]:
         """Make a session, by a time on the event loop's clock.
@@ -168,7 +204,7 @@ class Connector:
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.options.request_timeout.total_seconds()
-        session = Session(await self._connection(deadline), self.where, prepare=self.options.prepare)
+        session = Session(await self._connection(deadline), self.where)
         try:
             with session.until(deadline):
                 facts = await self._set_up(session)
@@ -183,7 +219,7 @@ class Connector:
     async def _connection(self, deadline: float) -> AsyncConnection[TupleRow]:
         options = self.options
         seconds = max(options.connect_timeout.total_seconds(), _LEAST_CONNECT_SECONDS)
-        hosts = self._parameters.get("host", self._parameters.get("hostaddr", "")).split(",")
+        hosts = _hosts(self._parameters).split(",")
         parameters: dict[str, str] = {
             "fallback_application_name": "hsm-toolkit",
             "keepalives_idle": _IDLE_SECONDS_BEFORE_PROBES,
@@ -200,7 +236,7 @@ class Connector:
                 connection = await AsyncConnection.connect(
                     make_conninfo("", **parameters),
                     autocommit=True,
-                    prepare_threshold=0 if options.prepare else None,
+                    prepare_threshold=None,  # until it is known who is there
                 )
         except TimeoutError as error:
             raise StoreUnavailableError(f"{self.where} does not accept a connection in time") from error
@@ -211,13 +247,19 @@ class Connector:
 
     async def _set_up(self, session: Session) -> ServerFacts:
         sql = Statements(self.options.schema, dialect_of(""))
-        ((version, number, encoding, replica, synchronous, *crash),) = await session.rows(sql["server"])
+        ((version, number, encoding, replica, process, synchronous, *crash),) = await session.rows(
+            sql["server"]
+        )
         fsync, full_page_writes, standbys = crash
+        dialect = dialect_of(version)
+        # A pooler has no process of the server's to tell its client about, as it lends many of them.
+        in_between = not dialect.plain and process != session.connection.info.backend_pid
         facts = ServerFacts(
-            dialect=dialect_of(version),
+            dialect=dialect,
             name=" ".join(version.split()[:2]),
             encoding=encoding,
             replica=replica,
+            pooled=in_between or not self.options.prepare,
             version=number,
             durability={
                 "fsync": fsync or "",
@@ -245,10 +287,10 @@ class Connector:
                 # The server's other clocks stand still between two statements that are sent together.
                 patience = options.request_timeout + options.idle_timeout
                 settings["transaction_timeout"] = _milliseconds(patience.total_seconds())
-            if synchronous in _WEAKER_THAN_ON:
+            # On the next of a pooler's connections somebody may have left it weaker.
+            if synchronous in _WEAKER_THAN_ON or (facts.pooled and synchronous != _STRONGER_THAN_ON):
                 settings["synchronous_commit"] = "on"
-        self._settings = settings
-        await session.rows(sql["settings"], (False, Texts(settings), Texts(settings.values())))
+        await session.apply(settings, facts, sql)
         return facts
 
     def _check(self, facts: ServerFacts) -> None:
@@ -280,11 +322,14 @@ def _milliseconds(seconds: float) -> str:
     return str(min(max(1, round(seconds * 1000)), 2**31 - 1))
 
 
+def _hosts(parameters: Mapping[str, str]) -> str:
+    """The hosts, as libpq finds them; "" is a socket of this machine."""
+    return parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST", "")
+
+
 def _where(parameters: Mapping[str, str]) -> str:
     """The database and its server, without a secret."""
-    host = (
-        parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST", "the local server")
-    )
+    host = _hosts(parameters) or "the local server"
     port = parameters.get("port") or os.environ.get("PGPORT", "5432")
     user = parameters.get("user") or os.environ.get("PGUSER", "")
     database = parameters.get("dbname") or os.environ.get("PGDATABASE") or user or "of this user"

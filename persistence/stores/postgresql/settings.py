@@ -42,8 +42,9 @@ class PostgresOptions:
         lock_timeout: how long a transaction waits for another process to be through with a partition.
         idle_timeout: after this time the server ends a transaction of ours that a stopped process left open.
         cleanup_interval: how often expired rows are deleted; reads hide them at once in any case.
-        prepare: whether statements are prepared. Not behind a pooler that gives each transaction another
-            connection; there the settings of a session are made anew for each transaction, too.
+        prepare: whether statements are prepared. A pooler, which may give each transaction another
+            connection, is noticed by itself; if one is not, it takes `false`. Through a pooler each
+            transaction makes its settings anew, and nothing can be watched.
     """
 
     schema: str = "hsm"

@@ -73,8 +73,8 @@ class PostgresStore(ServerStore):
 
     @property
     def features(self) -> frozenset[Feature]:
-        """Everything; a server that only speaks PostgreSQL's protocol may not have WATCH."""
-        if self._state is not None and not self._state.facts.dialect.notifies:
+        """Everything; through a pooler, or on what only speaks PostgreSQL's protocol, all but WATCH."""
+        if self._state is not None and not self._state.facts.notifies:
             return POSTGRESQL.features - {Feature.WATCH}
         return POSTGRESQL.features
 
@@ -120,7 +120,7 @@ class PostgresStore(ServerStore):
                 await lane.aclose()
             raise
         pool = SessionPool(connector, session, options.readers)
-        listener = Listener(connector, pool, facts.dialect, sql)
+        listener = Listener(connector, pool, sql)
         cleaner = Cleaner(self._clean, options.cleanup_interval.total_seconds())
         self._state = _Open(facts, sql, pool, Reader(pool, sql), lanes, listener, cleaner)
         self.start_lanes(*(in_task(lane.commit) for lane in lanes), max_partitions=_MAX_PARTITIONS)
@@ -156,14 +156,16 @@ class PostgresStore(ServerStore):
         a row expires is not told.
 
         Raises:
-            FeatureMissingError: the server has no notifications.
+            FeatureMissingError: the server has no notifications, or a pooler would not pass them on.
         """
         self.check_open()
         check_partition(partition)
         check_text(prefix, "prefix")
         state = self._opened()
-        if not state.facts.dialect.notifies:
-            raise FeatureMissingError(f"{self!r} cannot watch: its server has no LISTEN and NOTIFY")
+        if not state.facts.notifies:
+            raise FeatureMissingError(
+                f"{self!r} cannot watch: its server has no LISTEN and NOTIFY, or is behind a pooler"
+            )
         return state.listener.watch(partition, prefix)
 
     async def _clean(self) -> None:

@@ -204,11 +204,7 @@ class Lane:
     async def _lock_and_read(self, session: Session, work: _Work[T]) -> _Found:
         """The first round trip."""
         sql = self._sql
-        statements: list[Statement] = [(self._dialect.begin, ())]
-        if not self._options.prepare:
-            # Behind a pooler the session's settings may be those of another connection.
-            settings = self._connector.settings
-            statements.append((sql["settings"], (True, Texts(settings), Texts(settings.values()))))
+        statements = list(session.opening)
         if self._dialect.locks:
             ids = sorted({self._id(partition) for partition in work.partitions})
             statements.append((sql["lock"], (Bigints(ids),)))

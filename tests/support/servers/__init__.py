@@ -16,6 +16,7 @@ from tests.support.servers._cluster import ValkeyCluster
 from tests.support.servers._etcd import EtcdServer
 from tests.support.servers._external import external_server
 from tests.support.servers._mariadb import MariadbServer
+from tests.support.servers._pgbouncer import PgBouncer
 from tests.support.servers._postgresql import PostgresqlServer
 from tests.support.servers._process import MissingServerError, StartError
 from tests.support.servers._redis import RedisServer, find_redis, find_valkey
@@ -33,6 +34,8 @@ _MAKERS: Final[dict[str, Callable[[Options], Server]]] = {
 }
 
 KINDS: Final = tuple(_MAKERS)
+
+_POOLERS: Final[dict[str, Callable[[Options], Server]]] = {"pgbouncer": PgBouncer}
 
 
 class ServerOptions(TypedDict, total=False):
@@ -57,7 +60,7 @@ def start_server(kind: str, **options: Unpack[ServerOptions]) -> Server:
     wanted = Options(**options)
     if wanted == Options() and (external := external_server(kind)) is not None:
         return external
-    server = _MAKERS[kind](wanted)
+    server = (_MAKERS | _POOLERS)[kind](wanted)
     try:
         server.start()
     except BaseException:

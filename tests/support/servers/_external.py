@@ -11,10 +11,10 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from tests.support.servers._process import MissingServerError, on_path
 from tests.support.servers._server import Server, query, random_name
 
-_PLACES: Final = {"postgresql": "schema", "etcd": "prefix"} | dict.fromkeys(
+_PLACES: Final = {"postgresql": "schema", "pgbouncer": "schema", "etcd": "prefix"} | dict.fromkeys(
     ["valkey", "redis", "valkey-cluster"], "prefix"
 )
-_SEPARATORS: Final = {"postgresql": "", "etcd": "/"}
+_SEPARATORS: Final = {"postgresql": "", "pgbouncer": "", "etcd": "/"}
 
 
 def variable(kind: str) -> str:
