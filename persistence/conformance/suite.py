@@ -12,10 +12,12 @@ from persistence.conformance import (
     _basics,
     _bulk,
     _concurrency,
+    _decisions,
     _etags,
     _expiry,
     _limits,
     _listing,
+    _options,
     _scans,
     _transactions,
     _watches,
@@ -28,7 +30,9 @@ CASES: Final[tuple[Case, ...]] = tuple(
     case
     for module in (
         _basics,
+        _options,
         _etags,
+        _decisions,
         _bulk,
         _transactions,
         _concurrency,

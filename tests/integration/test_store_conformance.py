@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 
 from persistence import (
+    Concurrency,
+    Consistency,
     DeleteRequest,
     ETagMismatchError,
     Feature,
     GetRequest,
     GetResponse,
+    InvalidRequestError,
     Operation,
+    SetOptions,
     SetRequest,
     conformance,
     connect,
@@ -86,6 +91,39 @@ class CreatesUnderAnEtag(MemoryStore):
             await super().set(SetRequest(partition=request.partition, key=request.key, value=request.value))
 
 
+class LetsTheLastWriteWin(MemoryStore):
+    """Whatever etag it has brought."""
+
+    async def set(self, request: SetRequest) -> None:
+        last = request.options.concurrency is Concurrency.LAST_WRITE
+        await super().set(attrs.evolve(request, etag=None) if last else request)
+
+
+class ForgetsFirstWrites(MemoryStore):
+    """In transactions, as some databases have no condition there but an etag."""
+
+    async def multi(self, operations: Sequence[Operation]) -> str:
+        plain = SetOptions()
+        return await super().multi(
+            [
+                attrs.evolve(operation, options=plain) if isinstance(operation, SetRequest) else operation
+                for operation in operations
+            ]
+        )
+
+
+class KnowsNoReplicas(MemoryStore):
+    async def get(self, request: GetRequest) -> GetResponse:
+        if request.options.consistency is Consistency.EVENTUAL:
+            raise InvalidRequestError("there are no replicas")
+        return await super().get(request)
+
+
+class TakesAnyOption(MemoryStore):
+    async def set(self, request: SetRequest) -> None:
+        await super().set(attrs.evolve(request, options=SetOptions()))
+
+
 class WritesOneAfterTheOther(MemoryStore):
     async def multi(self, operations: Sequence[Operation]) -> str:
         etag = ""
@@ -112,6 +150,11 @@ class IgnoresTimeToLive(MemoryStore):
         (CreatesUnderAnEtag, "an_etag_never_fits_an_absent_key"),
         (WritesOneAfterTheOther, "one_stale_etag_leaves_nothing_written"),
         (WritesOneAfterTheOther, "conditions_see_the_state_before_the_multi"),
+        (LetsTheLastWriteWin, "every_row_of_the_table_holds_for_single_writes"),
+        (CreatesUnderAnEtag, "every_row_of_the_table_holds_in_bulk"),
+        (ForgetsFirstWrites, "every_row_of_the_table_holds_in_a_multi"),
+        (KnowsNoReplicas, "every_consistency_is_taken"),
+        (TakesAnyOption, "options_that_are_none_are_refused"),
         (LosesEmptyValues, "values_come_back_as_they_are"),
         (IgnoresTimeToLive, "a_row_is_there_until_it_expires"),
     ],
