@@ -64,7 +64,7 @@ def _built_in(backend: Backend) -> Callable[[str], Store]:
 def _load(entry_point: importlib.metadata.EntryPoint, url: str) -> Store:
     try:
         factory: Callable[[str], Store] = entry_point.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise UnknownSchemeError(
             f"the store for the scheme {entry_point.name!r} cannot be imported: {error}"
         ) from error

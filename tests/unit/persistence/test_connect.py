@@ -143,6 +143,12 @@ def test_third_party_that_lacks_its_client_library_is_told_apart(monkeypatch: py
         connect("other://host")
 
 
+def test_third_party_whose_store_has_moved_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_entry_points(monkeypatch, mine=f"{__name__}:StoreOfAnEarlierRelease")
+    with pytest.raises(UnknownSchemeError, match=r"'mine' cannot be imported.*StoreOfAnEarlierRelease"):
+        connect("mine://host")
+
+
 class EngineNeeds(EngineStore, WatchableStore, Protocol):
     """What an engine that is told of changes needs."""
 
