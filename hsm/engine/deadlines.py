@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from heapq import heapify, heappop, heappush
 from typing import Final, Generic, TypeVar
 
 __all__ = ["DeadlineQueue"]
@@ -12,27 +12,33 @@ ItemT = TypeVar("ItemT", bound=Hashable)
 
 # More items than a process can put in; with a time in nanoseconds they still make an integer of four digits.
 _ORDER_BITS: Final = 56
+# A span of 17 seconds: wide enough that a million timers of a day share few, and narrow enough that the first
+# one is a small heap.
+_SPAN_BITS: Final = _ORDER_BITS + 34
 _SLACK: Final = 16
 
 
 class DeadlineQueue(Generic[ItemT]):
     """A set of items, each with a deadline; the earliest comes out first, and ties in order of arrival.
 
-    Adding, moving and removing an item cost O(log n) amortised, looking at the earliest O(1). Not waitable:
-    the owner asks `next_deadline` and sleeps. Deadlines are integers, usually nanoseconds of a `Clock`.
+    Adding, moving and removing an item cost O(log n) amortised, looking at the earliest O(1) unless it has
+    changed. Not waitable: the owner asks `next_deadline` and sleeps. Deadlines are integers, usually
+    nanoseconds of a `Clock`.
 
-    Moving and removing leave a dead entry in the heap, which is dropped when it surfaces, or when dead
-    entries outnumber the live ones. A heap that knows each item's place would leave none, but has to be
-    written in Python: with a million it takes 1.7 times as long to enqueue and 3.5 times as long to pop.
+    Items lie in spans of time, and only the first span is put in order, when it has become the first. So most
+    items are never moved about before they are due, and what is moved or removed before leaves nothing
+    behind. In one heap of a million, popping takes four times as long: each step down it is a cache miss.
     """
 
-    __slots__ = ("_count", "_heap", "_items", "_keys")
+    __slots__ = ("_count", "_heaps", "_keys", "_order", "_spans")
 
     def __init__(self) -> None:
         # Deadline and order of arrival in one integer: it is compared in half the time that a pair takes.
-        self._heap: list[int] = []
-        self._items: dict[int, ItemT] = {}
         self._keys: dict[ItemT, int] = {}
+        self._spans: dict[int, dict[int, ItemT]] = {}
+        # A heap of the spans, and the heaps of those that have been first. Some of what is in them is gone.
+        self._order: list[int] = []
+        self._heaps: dict[int, list[int]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -43,15 +49,24 @@ class DeadlineQueue(Generic[ItemT]):
 
     def put(self, item: ItemT, deadline: int) -> None:
         """Add an item, or move it to another deadline; moving puts it behind others of that deadline."""
-        self._count += 1
-        key = deadline << _ORDER_BITS | self._count
-        old = self._keys.get(item)
-        self._keys[item] = key
-        self._items[key] = item
-        heapq.heappush(self._heap, key)
+        keys = self._keys
+        old = keys.get(item)
         if old is not None:
-            del self._items[old]
-            self._compact()
+            self._remove(old)
+        self._count = count = self._count + 1
+        keys[item] = key = deadline << _ORDER_BITS | count
+        number = key >> _SPAN_BITS
+        span = self._spans.get(number)
+        if span is None:
+            self._spans[number] = {key: item}
+            heappush(self._order, number)
+            return
+        span[key] = item
+        if number in self._heaps:
+            heap = self._heaps[number]
+            heappush(heap, key)
+            if len(heap) > 2 * len(span) + _SLACK:
+                self._heaps[number] = _heap(span)
 
     def put_earlier(self, item: ItemT, deadline: int) -> bool:
         """Add an item, or move it forward; False, and no change, if its deadline is as early already."""
@@ -66,8 +81,7 @@ class DeadlineQueue(Generic[ItemT]):
         key = self._keys.pop(item, None)
         if key is None:
             return False
-        del self._items[key]
-        self._compact()
+        self._remove(key)
         return True
 
     def deadline(self, item: ItemT) -> int | None:
@@ -77,12 +91,18 @@ class DeadlineQueue(Generic[ItemT]):
 
     def next_deadline(self) -> int | None:
         """The earliest deadline; None if the queue is empty."""
-        heap, items = self._heap, self._items
-        while heap:
-            key = heap[0]
-            if key in items:
-                return key >> _ORDER_BITS
-            heapq.heappop(heap)
+        order = self._order
+        while order:
+            span = self._spans.get(order[0])
+            if span is None:
+                heappop(order)
+                continue
+            heap = self._heaps.get(order[0])
+            if heap is None:
+                heap = self._heaps[order[0]] = _heap(span)
+            while heap[0] not in span:
+                heappop(heap)
+            return heap[0] >> _ORDER_BITS
         return None
 
     def pop_due(self, now: int) -> ItemT | None:
@@ -90,11 +110,26 @@ class DeadlineQueue(Generic[ItemT]):
         deadline = self.next_deadline()
         if deadline is None or deadline > now:
             return None
-        item = self._items.pop(heapq.heappop(self._heap))
+        number = self._order[0]
+        span = self._spans[number]
+        item = span.pop(heappop(self._heaps[number]))
         del self._keys[item]
+        if not span:
+            del self._spans[number], self._heaps[number]
         return item
 
-    def _compact(self) -> None:
-        if len(self._heap) > 2 * len(self._items) + _SLACK:
-            self._heap = list(self._items)
-            heapq.heapify(self._heap)
+    def _remove(self, key: int) -> None:
+        number = key >> _SPAN_BITS
+        span = self._spans[number]
+        del span[key]
+        if not span:
+            del self._spans[number]
+            self._heaps.pop(number, None)
+            if len(self._order) > 2 * len(self._spans) + _SLACK:
+                self._order = _heap(self._spans)
+
+
+def _heap(numbers: Iterable[int]) -> list[int]:
+    heap = list(numbers)
+    heapify(heap)
+    return heap

@@ -139,7 +139,17 @@ def test_deadlines_come_out_in_order_and_can_be_moved() -> None:
         assert queue.next_deadline() == min((entry[0] for entry in model.values()), default=None)
         assert (item in queue) == (item in model)
         assert queue.deadline(item) == (model[item][0] if item in model else None)
-        assert len(queue._heap) <= 2 * len(queue) + 18
+
+
+@pytest.mark.parametrize("step", [0, 1, 10**9, 10**12])
+def test_item_that_is_moved_over_and_over_leaves_little_behind(step: int) -> None:
+    queue: DeadlineQueue[str] = DeadlineQueue()
+    queue.put("first", 0)
+    for number in range(2000):
+        queue.put("moved", number * step)
+        assert queue.next_deadline() == 0
+    left = [len(queue._order), *map(len, queue._spans.values()), *map(len, queue._heaps.values())]
+    assert sum(left) < 100
 
 
 def test_backoff_grows_up_to_its_maximum() -> None:
