@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from hsm.engine._processes import is_gone
 from hsm.goalstate._pauses import Verdict
 from hsm.goalstate.errors import ClaimLostError
@@ -10,6 +12,8 @@ from persistence.proto.execution_pb2 import MemberRow
 from persistence.proto.goal_pb2 import GoalClaim, GoalDeath, GoalRow
 
 __all__ = ["claimed", "deleted", "enqueued", "extended", "index_rows", "is_running", "settled", "unscheduled"]
+
+_LOST: Final = "the process has ended during the run, or stood still for longer than its claim"
 
 
 def index_rows(kind: str, id_: str, row: GoalRow | None) -> dict[str, bytes]:
@@ -68,8 +72,12 @@ def deleted(row: GoalRow, now: int) -> GoalRow | None:
     return new
 
 
-def claimed(row: GoalRow, now: int, until: int, member: MemberRow) -> GoalRow | None:
-    """Somebody begins to run it; the same row, if it cannot be run now; None, if it is to be forgotten."""
+def claimed(row: GoalRow, now: int, until: int, member: MemberRow, most: int | None) -> GoalRow | None:
+    """Somebody begins to run it; the same row, if it cannot be run now; None, if it is to be forgotten.
+
+    A run whose process has ended without a word counts as a failure: it may be what has ended the process. So
+    the new row may also say that the entity is given up.
+    """
     if row.HasField("claim"):
         # Who asks does not run it: a claim of its own is one whose answer was lost.
         if is_running(row.claim, now) and row.claim.member != member:
@@ -80,10 +88,25 @@ def claimed(row: GoalRow, now: int, until: int, member: MemberRow) -> GoalRow | 
         return row
     new = GoalRow()
     new.CopyFrom(row)
+    if row.HasField("claim") and row.claim.member != member and not row.claim.disowned:
+        new.failures, new.tries, new.last_error = row.failures + 1, row.tries + 1, _LOST
+        if most is not None and new.failures >= most:
+            _give_up(new, _LOST, now)
+            if new.HasField("death"):
+                new.ClearField("claim")
+                return new
     new.due_nanos = 0
     new.fence += 1
     new.claim.CopyFrom(GoalClaim(until_nanos=until, member=member))
     return new
+
+
+def _give_up(new: GoalRow, error: str, now: int) -> None:
+    """It is dead, unless it was enqueued while it ran: what it has died of may be over."""
+    if new.due_nanos:
+        new.failures = new.tries = 0
+    else:
+        new.death.CopyFrom(GoalDeath(error=error, time_nanos=now, failures=new.failures))
 
 
 def extended(row: GoalRow | None, fence: int, until: int) -> GoalRow:
@@ -140,11 +163,8 @@ def settled(
     new.failures, new.tries, new.last_error = failures, tries, error
     if verdict is Verdict.GONE and not asked:
         return None
-    if verdict is Verdict.DEAD and new.due_nanos:
-        # It was enqueued while it ran: what it has died of may be over.
-        new.failures = new.tries = 0
-    elif verdict is Verdict.DEAD:
-        new.death.CopyFrom(GoalDeath(error=error, time_nanos=now, failures=failures))
+    if verdict is Verdict.DEAD:
+        _give_up(new, error, now)
     return new
 
 

@@ -13,6 +13,7 @@ from hsm.engine._leases import Leases, keep
 from hsm.engine._stopping import PATIENCE_SECONDS
 from hsm.engine.clock import nanos_of, sleep_for
 from hsm.engine.ids import IdSource
+from hsm.errors import SerializationError
 from hsm.goalstate._life import is_running
 from hsm.goalstate._logs import logger
 from hsm.goalstate._rows import EntityKey, GoalRows
@@ -46,6 +47,10 @@ class Holder(Protocol):
 
     def offer(self, key: EntityKey, index: str, due: int, *, recovered: bool = False) -> bool:
         """Take an entity that is due soon; whether it was not there."""
+        ...
+
+    def leave_alone(self, key: EntityKey, error: Exception) -> None:
+        """A row of an entity cannot be read."""
         ...
 
     def forget_shard(self, partition: str) -> None:
@@ -223,7 +228,12 @@ class Reader:
             key = EntityKey(*parse_entity_key(item.key))
             if key in self._holder or not self._holder.knows(key.kind) or partition not in self._taken:
                 continue
-            claim = decode_row(GoalClaim, item.key, item.value)
+            try:
+                claim = decode_row(GoalClaim, item.key, item.value)
+            except SerializationError as error:
+                # One row must not hold up all others of the shard.
+                self._holder.leave_alone(key, error)
+                continue
             if not is_running(claim, now) or self._holder.is_own(claim):
                 found |= self._holder.offer(key, item.key, now, recovered=True)
         return found

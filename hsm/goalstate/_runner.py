@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from hsm.engine._processes import Presence
 from hsm.engine.clock import from_nanos, nanos_of, sleep_for
+from hsm.errors import SerializationError
 from hsm.goalstate import _life
 from hsm.goalstate._dispatcher import Dispatcher
 from hsm.goalstate._entry import Entry, due_after
@@ -80,6 +81,7 @@ class Runner:
         self._entries: dict[EntityKey, StoredEntry] = {}
         self._held: dict[str, int] = {}
         self._unknown: set[str] = set()
+        self._damaged: set[EntityKey] = set()
         self._presence = Presence()
         self._member = self._presence.row()
         self._background: set[asyncio.Task[None]] = set()
@@ -151,6 +153,8 @@ class Runner:
 
     def offer(self, key: EntityKey, index: str, due: int, *, recovered: bool = False) -> bool:
         """Take an entity into memory that is due soon; whether it was not there."""
+        if key in self._damaged:
+            return False
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = StoredEntry(key, self._rows.partition(key), index)
@@ -162,6 +166,12 @@ class Runner:
             entry.low = False
             self.dispatcher.schedule(entry, due)
         return False
+
+    def leave_alone(self, key: EntityKey, error: Exception) -> None:
+        """Run no more an entity whose rows cannot be read, and say so once."""
+        if key not in self._damaged:
+            self._damaged.add(key)
+            logger.error("entity %s %s is left alone: %s", *key, error)
 
     def drop_waiting(self, key: EntityKey) -> None:
         """Forget an entity that does not run: there is nothing to do for it, or later."""
@@ -192,25 +202,25 @@ class Runner:
     async def _perform(self, entry: Entry) -> None:
         assert isinstance(entry, StoredEntry)
         evaluation = Evaluation()
-        fence: int | None = None
         run = Run(entry.key.id, self._now)
         try:
-            fence = await uninterrupted(self._claim(entry))
-            if fence is not None:
-                run.attempt, run.fence = entry.tries + 1, fence
+            await uninterrupted(self._claim(entry, run))
+            if run.fence:
                 await self.dispatcher.evaluator.evaluate(
                     partial(self._kinds[entry.key.kind].load, entry.key.id),
                     run,
                     evaluation,
                     # Counted from when the claim was made, not from when the store has answered.
                     entry.claimed_until - self._margin_nanos,
-                    partial(self._extend, entry, fence),
+                    partial(self._extend, entry, run.fence),
                 )
+        except SerializationError as error:
+            self.leave_alone(entry.key, error)
         except PersistenceError as error:
             logger.warning("entity %s could not be claimed, which is tried again: %s", entry.id, error)
         finally:
             leftover = evaluation.leftover
-            if fence is None:
+            if not run.fence:
                 # Nothing was claimed, or nobody knows: the store knows what there is to do.
                 entry.busy = False
                 self._drop(entry)
@@ -220,8 +230,8 @@ class Runner:
                 entry.holding = entry.holding or self._spawn(self._hold(entry, run.fence))
                 self.dispatcher.outlast(leftover, lambda: self._spawn(self._settle(entry, run, evaluation)))
 
-    async def _claim(self, entry: StoredEntry) -> int | None:
-        """Claim an entity; the fence of the run, or None if there is nothing to run."""
+    async def _claim(self, entry: StoredEntry, run: Run) -> None:
+        """Claim an entity for a run, which gets its fence; it keeps 0 if there is nothing to run."""
         refused = missing = False
 
         def claim(row: GoalRow | None) -> GoalRow | None:
@@ -231,19 +241,21 @@ class Runner:
             if row is None:
                 return None
             entry.claimed_until = now + self._claim_nanos
-            new = _life.claimed(row, now, entry.claimed_until, self._member)
-            refused = new is row or new is None
+            new = _life.claimed(row, now, entry.claimed_until, self._member, self._options.maximum_attempts)
+            refused = new is None or new is row or not new.HasField("claim")
             return new
 
         row, _ = await self._rows.change(entry.key, claim)
         if missing or refused or row is None:
             if missing and self._options.metrics is not None:
                 self._options.metrics.missing(self._options.name)
+            if row is not None and row.HasField("death"):
+                logger.warning("entity %s is given up: %s", entry.id, row.death.error)
             if entry.index:
                 await self._rows.remove_stray(entry.key, entry.index)
-            return None
+            return
         entry.failures, entry.tries, entry.fence = row.failures, row.tries, row.fence
-        return row.fence
+        run.attempt, run.fence = row.tries + 1, row.fence
 
     async def _extend(self, entry: StoredEntry, fence: int, duration: timedelta) -> None:
         """Let a claim last until a run of this length is over.

@@ -24,10 +24,13 @@ from hsm.goalstate import (
     Run,
     Standing,
 )
+from hsm.goalstate._rows import EntityKey, GoalRows
 from hsm.testing import Call, FakeClock, FaultyStore
 from persistence.errors import PersistenceError, StoreUnavailableError
 from persistence.goals import goal_partition
-from persistence.store import EngineStore
+from persistence.proto.execution_pb2 import MemberRow
+from persistence.proto.goal_pb2 import GoalClaim, GoalRow
+from persistence.store import EngineStore, SetRequest
 from tests.support.databases import Database, new_database
 from tests.support.goals import SECOND
 
@@ -564,6 +567,69 @@ async def test_entity_whose_claim_was_made_but_for_the_answer_need_not_wait_for_
             assert (world.log, world.fences) == (["a"], [2])
             await engine.drain()
             assert await keys(database.store) == ["g/light/a"]
+
+
+async def test_claim_that_is_made_while_the_engine_stops_is_given_back(world: World, tmp_path: Path) -> None:
+    claiming, answer = asyncio.Event(), asyncio.Event()
+
+    async def hold_up(call: Call) -> None:
+        if call.method == "multi" and "r/light/a" in repr(call.request):
+            claiming.set()
+            await answer.wait()
+
+    async with new_database("memory", tmp_path) as database:
+        store = FaultyStore(database.store)
+        store.before = hold_up
+        engine = engine_of(world, store)
+        await engine.start()
+        await engine.enqueue(world.kind, "a")
+        await claiming.wait()
+        stopping = asyncio.create_task(engine.stop(drain=False))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        answer.set()
+        await stopping
+        assert world.log == []
+        assert [key[:2] for key in await keys(database.store)] == ["g/", "t/"]
+
+
+@pytest.mark.parametrize(("failures", "runs"), [(0, ["a"]), (1, [])])
+async def test_run_that_its_process_has_not_survived_counts_as_a_failure(
+    world: World, tmp_path: Path, failures: int, runs: list[str]
+) -> None:
+    def killed(row: GoalRow | None) -> GoalRow:
+        claim = GoalClaim(until_nanos=1, member=MemberRow(host="elsewhere"))
+        return GoalRow(fence=failures + 1, failures=failures, claim=claim)
+
+    world.fail = {"a"}
+    async with new_database("memory", tmp_path) as database:
+        async with engine_of(world, database.store, run_entities=False) as asking:
+            await asking.enqueue(world.kind, "a")
+        await GoalRows(database.store, 2).change(EntityKey("light", "a"), killed)
+        async with engine_of(world, database.store, maximum_attempts=2) as engine:
+            await skip(engine, world, SECOND)
+            assert world.log == runs
+            assert [(dead.id, dead.failures) async for dead in engine.dead()] == [("a", 2)]
+            assert await keys(database.store) == ["d/light/a", "g/light/a"]
+            world.fail.clear()
+            await engine.enqueue(world.kind, "a")
+            await engine.drain()
+            assert world.log == [*runs, "a"]
+            assert await keys(database.store) == ["g/light/a"]
+
+
+async def test_damaged_rows_hold_up_no_other_entity(world: World, tmp_path: Path) -> None:
+    names = [str(number) for number in range(8)]
+    async with new_database("memory", tmp_path) as database:
+        async with engine_of(world, database.store, run_entities=False) as asking:
+            for name in names:
+                await asking.enqueue(world.kind, name)
+        for partition in map(goal_partition, range(2)):
+            for key in ("r/light/torn", "g/light/split", "t/00000000000000000001/light/split"):
+                await database.store.set(SetRequest(partition=partition, key=key, value=b"\xff\xff"))
+        async with engine_of(world, database.store) as engine:
+            await skip(engine, world, HOUR)
+            assert sorted(world.log) == names
 
 
 async def test_engine_that_was_not_started_says_so(world: World, tmp_path: Path) -> None:
