@@ -6,9 +6,10 @@ import enum
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
-from hsm.errors import NotRegisteredError
+from hsm.errors import NotRegisteredError, TerminalError
 from hsm.ref import Ref
 from hsm.task import Task
 
@@ -88,10 +89,18 @@ async def execute(registry: Registry, env: Environment, ref: Ref, task: Task) ->
 
     Raises:
         NotRegisteredError: the task type has no executor.
+        TerminalError: the executor is no coroutine function.
     """
     executor = registry.executor(type(task))
     if executor is not None:
-        await executor(env, ref, task)
+        running: object = executor(env, ref, task)
+        if not isawaitable(running):
+            # It has done its work, and trying it again would do it again.
+            raise TerminalError(
+                f"the executor of task type {task.type.name!r} returned {running!r}: executors are coroutine"
+                " functions, and `hsm.engine.in_thread` makes one of a function that blocks"
+            )
+        await running
         return
     timer_executor = registry.timer_executor(type(task))
     if timer_executor is None:

@@ -13,7 +13,7 @@ import attrs
 from hsm.codec import task_serializer
 from hsm.errors import DuplicateRegistrationError, NotRegisteredError
 from hsm.executor import Executor, TimerExecutor
-from hsm.machine import MachineDefinition
+from hsm.machine import MachineDefinition, MachineType
 from hsm.task import Singleton, Task, TaskSerializer, TaskType
 
 __all__ = ["Registry", "TaskRegistration"]
@@ -64,9 +64,15 @@ class Registry:
 
         Raises:
             DuplicateRegistrationError: its id or its name is taken.
+            TypeError: it is no definition, but the class of the data, for example.
             ValueError: its id is not an int32.
         """
-        kind = definition.type
+        kind: object = getattr(definition, "type", None)
+        if not isinstance(kind, MachineType):
+            raise TypeError(
+                f"{definition!r} is no definition of machines:"
+                " `attrs_definition` and `proto_definition` make one"
+            )
         _check_id("machine type", kind.id, kind.name)
         for other in self._machines.values():
             if other.type.id == kind.id or other.type.name == kind.name:
@@ -96,7 +102,12 @@ class Registry:
                 for definition in self._machines.values()
                 if getattr(definition, "data_type", None) is class_
             )
-        if len(found) != 1:
+        if not found:
+            raise NotRegisteredError(
+                f"no registered machine type says that it holds a {class_.__qualname__}:"
+                " call `register_machine` first, or name the type"
+            )
+        if len(found) > 1:
             raise NotRegisteredError(
                 f"{len(found)} registered machine types hold a {class_.__qualname__}; name the type"
             )

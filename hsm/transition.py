@@ -58,6 +58,9 @@ class Transition(Generic[StateT, MachineT, EventT]):
         machine: type[MachineT] | None = None,
         name: str = "",
     ) -> None:
+        if isinstance(sources, str):
+            # Text is a collection of letters, to type checkers too.
+            raise TypeError(f"the sources of a transition are a list of states: [{sources!r}]")
         self.sources: frozenset[StateT] = frozenset(sources)
         self.destination: StateT = destination
         self.machine: type[MachineT] | None = machine
@@ -134,12 +137,16 @@ class transitions(Generic[MachineT_co]):  # noqa: N801 - reads as a word: `order
         return Mover(machine, sources, destination)
 
     def change(
-        self: transitions[HasState[StateT]], sources: Iterable[StateT], destination: StateT
+        self: transitions[HasState[StateT]],
+        sources: Iterable[StateT],
+        destination: StateT,
+        *,
+        name: str = "change",
     ) -> Transition[StateT, MachineT_co, None]:
-        """The transition that only changes the state. Its event is None."""
+        """The transition that only changes the state. Its event is None. `name` is for people."""
         # As in `move`.
         machine = cast("type[MachineT_co]", self._machine)
-        return Transition(sources, destination, _nothing_more, machine=machine, name="change")
+        return Transition(sources, destination, _nothing_more, machine=machine, name=name)
 
 
 def _nothing_more(_: object, __: None) -> None:

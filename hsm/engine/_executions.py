@@ -19,6 +19,7 @@ from hsm.engine._transaction import (
     check_runnable,
     end,
     locate,
+    plain,
     refuse_changes,
     roll_back,
     seal,
@@ -128,7 +129,7 @@ class Executions(Cache):
         try:
             if execution.held and not reading and (checked is not None or not is_detached(claim)):
                 check_open(execution)
-            result = fn(locate(execution, ref, checked))
+            result = plain(fn(locate(execution, ref, checked)))
             if runnable:
                 check_runnable(execution, ref, claim)
             if reading:

@@ -11,7 +11,7 @@ from hsm.engine._operate import has_seen, operate
 from hsm.engine._planner import ANSWERED, Amendment, Planner
 from hsm.engine._rows import QueuedTask
 from hsm.engine._start import Start, Starter
-from hsm.engine._transaction import check_open, locate
+from hsm.engine._transaction import check_open, locate, plain
 from hsm.engine._translation import translated
 from hsm.engine.calls import Call
 from hsm.errors import (
@@ -176,7 +176,7 @@ async def carry_out(
             raise ExecutionClosedError(f"execution {execution.key.namespace}/{execution.key.id} is closed")
         if execution.held:
             check_open(execution)
-        result = request.perform(locate(execution, ref, claim))
+        result = plain(request.perform(locate(execution, ref, claim)))
         return result, request.amendment
 
     return await operate(executions, ref.execution, act, before=before, claim=claim, keep_claim=keep_claim)

@@ -9,6 +9,7 @@ from hsm.engine._executions import Executions
 from hsm.engine._once import Answered, Signal, Update, carry_out, carry_out_with_start
 from hsm.engine._rows import QueuedTask
 from hsm.engine._start import Start, Starter
+from hsm.engine._transaction import plain
 from hsm.engine.calls import Call
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.machine import MachineType
@@ -222,6 +223,6 @@ def _check_given(request_id: str) -> None:
 
 def _without_result(fn: Callable[[Node], object]) -> Callable[[Node], None]:
     def perform(node: Node) -> None:
-        fn(node)
+        plain(fn(node))
 
     return perform

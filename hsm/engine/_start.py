@@ -13,7 +13,7 @@ from hsm.engine._execution import Execution, decode_row
 from hsm.engine._executions import Executions
 from hsm.engine._operate import has_seen
 from hsm.engine._planner import Amendment
-from hsm.engine._transaction import begin, end, seal
+from hsm.engine._transaction import begin, end, plain, seal
 from hsm.engine._translation import translated
 from hsm.engine.cluster import Cluster
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
@@ -150,7 +150,7 @@ class Starter:
         try:
             execution.root._state.dirty[execution.root] = True
             if start.on_start is not None:
-                start.results.append(start.on_start(execution.root))
+                start.results.append(plain(start.on_start(execution.root)))
             execution.root._state.check()
             row = CurrentRun(run_id=key.run_id, request_id=start.request_id)
             current = SetRequest(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from types import CoroutineType
+from typing import Final, TypeVar
 
 from hsm.engine._commit import check_task
 from hsm.engine._execution import Execution
@@ -29,11 +30,14 @@ __all__ = [
     "end",
     "is_paused",
     "locate",
+    "plain",
     "refuse_changes",
     "roll_back",
     "seal",
     "still_paused",
 ]
+
+ResultT = TypeVar("ResultT")
 
 _TERMINATED: Final = ExecutionStatus.EXECUTION_STATUS_TERMINATED
 
@@ -56,6 +60,20 @@ def begin(execution: Execution, *, reading: bool = False) -> None:
 def seal(execution: Execution) -> None:
     """Let nobody use the tree while the transaction awaits something: a handle may have got out."""
     execution.root._state.sealed = True
+
+
+def plain(result: ResultT) -> ResultT:
+    """What a function of a node has returned, which nobody awaits.
+
+    Raises:
+        TypeError: it was a coroutine function, and has not run at all.
+    """
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise TypeError(
+            f"{result.__qualname__} is a coroutine function; functions of a node are plain, and do no I/O"
+        )
+    return result
 
 
 def roll_back(execution: Execution) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
 
 from hsm.engine import _queries
 from hsm.engine._access import Access
@@ -51,6 +51,9 @@ __all__ = ["Engine"]
 
 ResultT = TypeVar("ResultT")
 
+_PARTS: Final = frozenset({"_executions", "_dispatcher", "_shards", "_starter", "_worker", "_waiters"})
+"""What an engine has while it is open."""
+
 
 class Engine(Requests, Operations, Listings, Repairs, Replication):
     """Runs executions on a store: `async with Engine(registry, store) as engine`.
@@ -75,6 +78,8 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
         environment: Callable[[Engine], Environment] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(store, str):
+            raise TypeError("an engine takes an open store, not a URL: `async with connect(url) as store`")
         self._registry = registry
         register_child_executions(registry)
         self._store = store
@@ -96,6 +101,14 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
         self._starter: Starter
         self._worker: Worker
         self._waiters: Waiters
+
+    if not TYPE_CHECKING:  # type checkers would take any name for an attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Only what is missing is asked for here; who forgets `async with` misses one of the parts."""
+            if name in _PARTS:
+                raise RuntimeError("the engine is not open: use `async with Engine(...) as engine`")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def __aenter__(self) -> Self:
         options, store = self._options, self._store
@@ -282,6 +295,8 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
 
     def _claim(self, ref: Ref, *, keep: bool = False) -> QueuedTask | None:
         """The running task that a reference comes from: what it writes is written once."""
+        if not isinstance(ref, Ref):
+            raise TypeError(f"{ref!r} is no Ref: `Ref(key)` is the root of an execution")
         if not ref.task_id:
             return None
         task = self._dispatcher.get(ref.task_id)

@@ -95,7 +95,9 @@ class DurableOptions(Options):
             that become due, so that a restart does not start everything at once.
     """
 
-    run_timeout: timedelta = timedelta(minutes=5)
+    run_timeout: timedelta = attrs.field(
+        default=timedelta(minutes=5), validator=attrs.validators.instance_of(timedelta)
+    )
     claim_margin: timedelta = attrs.field(default=timedelta(seconds=30), validator=attrs.validators.gt(_ZERO))
     shard_count: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     lease_seconds: int = attrs.field(default=6, validator=attrs.validators.ge(2))

@@ -101,6 +101,11 @@ def test_sources_are_taken_at_once() -> None:
     assert once.possible(Order())
 
 
+def test_text_is_no_collection_of_sources() -> None:
+    with pytest.raises(TypeError, match=r"a list of states: \['new'\]"):
+        Transition("new", "paid", lambda _machine, _event: None)
+
+
 def test_transition_knows_its_name_and_machine() -> None:
     assert (pay.name, pay.machine, pay.destination) == ("pay", Order, OrderState.PAID)
     assert repr(pay) == "<Transition 'pay' from {OrderState.NEW} to OrderState.PAID>"
