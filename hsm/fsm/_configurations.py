@@ -29,6 +29,10 @@ class Configurations:
         self._moves: dict[str, Moves] = {}
         self._known_names: set[str] = set()
 
+    def remembered(self, config_id: str) -> Moves | None:
+        """The moves of `name:version`, if they were asked for before."""
+        return self._moves.get(config_id)
+
     async def moves(self, config_id: str) -> Moves:
         """The moves of `name:version`.
 

@@ -52,17 +52,19 @@ class Lanes:
         try:
             return await self._process(name, id_, events)
         except asyncio.CancelledError:
-            lane.extendleft((event, _new_future()) for event in reversed(events))
+            lane.extendleft(reversed(_waiting(events)))
             raise
         except InvalidDataError:
             if len(events) == 1:
                 raise
+            waiting = _waiting(events)
+            lane.extendleft(reversed(waiting))
         finally:
             if lane:
                 self._start(key)
             else:
                 self._end(key)
-        return await self._queue(key, events)
+        return await _outcomes(waiting)
 
     async def aclose(self, timeout: timedelta) -> None:
         """Return when nothing is under way; after so long, if that is not zero, give up what is."""
@@ -82,13 +84,13 @@ class Lanes:
 
     async def _queue(self, key: _MachineKey, events: Sequence[AcceptedEvent]) -> Sequence[EventOutcome]:
         """Put events into the lane of their machine, and wait for their outcomes."""
-        waiting = [(event, _new_future()) for event in events]
+        waiting = _waiting(events)
         if key in self._lanes:
             self._lanes[key].extend(waiting)
         else:
             self._lanes[key] = deque(waiting)
             self._start(key)
-        return [await asyncio.shield(future) for _, future in waiting]
+        return await _outcomes(waiting)
 
     def _start(self, key: _MachineKey) -> None:
         worker = asyncio.get_running_loop().create_task(self._work(key))
@@ -128,8 +130,14 @@ class Lanes:
                     future.set_result(outcome)
 
 
-def _new_future() -> asyncio.Future[EventOutcome]:
-    return asyncio.get_running_loop().create_future()
+def _waiting(events: Iterable[AcceptedEvent]) -> list[_Waiting]:
+    loop = asyncio.get_running_loop()
+    return [(event, loop.create_future()) for event in events]
+
+
+async def _outcomes(waiting: Iterable[_Waiting]) -> list[EventOutcome]:
+    # The futures survive whoever gives up waiting for them.
+    return [await asyncio.shield(future) for _, future in waiting]
 
 
 def _give_up(waiting: Iterable[_Waiting]) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 import attrs
 
 from hsm.fsm._rows import decode, deleted_key, history_key, machine_key, state_key
+from hsm.fsm._turns import Key
 from persistence.proto.fsm_pb2 import MachineRow
 from persistence.proto.statemachine_pb2 import Event
 from persistence.store import (
@@ -46,23 +47,22 @@ class Machines:
     def __init__(self, store: EngineStore, capacity: int) -> None:
         self._store = store
         self._capacity = capacity
-        self._held: OrderedDict[tuple[str, str], Held] = OrderedDict()
+        self._held: OrderedDict[Key, Held] = OrderedDict()
 
-    async def remembered(self, partition: str, id_: str) -> Held | None:
-        """A machine as it is remembered, perhaps out of date, or else as it is; None if there is none."""
-        held = self._held.get((partition, id_))
-        if held is None:
-            return await self.read(partition, id_)
-        self._held.move_to_end((partition, id_))
+    def remembered(self, key: Key) -> Held | None:
+        """A machine as it is remembered, perhaps out of date; None if it is not."""
+        held = self._held.get(key)
+        if held is not None:
+            self._held.move_to_end(key)
         return held
 
     async def read(self, partition: str, id_: str) -> Held | None:
         """A machine as it is, which is remembered; None if there is none. For whoever has the turn."""
         held = await self.look_at(partition, id_)
         if held is None:
-            self.forget(partition, id_)
+            self.forget((partition, id_))
         else:
-            self.remember(partition, id_, held)
+            self.remember((partition, id_), held)
         return held
 
     async def look_at(self, partition: str, id_: str) -> Held | None:
@@ -72,16 +72,16 @@ class Machines:
             return None
         return Held(decode(MachineRow.FromString, response.data, f"machine {id_!r}"), response.etag)
 
-    def remember(self, partition: str, id_: str, held: Held) -> None:
+    def remember(self, key: Key, held: Held) -> None:
         """A machine was read or written."""
-        self._held[partition, id_] = held
-        self._held.move_to_end((partition, id_))
+        self._held[key] = held
+        self._held.move_to_end(key)
         while len(self._held) > self._capacity:
             self._held.popitem(last=False)
 
-    def forget(self, partition: str, id_: str) -> None:
+    def forget(self, key: Key) -> None:
         """What is remembered of a machine is out of date."""
-        self._held.pop((partition, id_), None)
+        self._held.pop(key, None)
 
 
 class Change:
@@ -175,6 +175,8 @@ class Change:
     def _sweep(self) -> Sequence[Operation]:
         """Delete some of the events that are in the history no more."""
         first = self.row.history_swept
+        if first == self.row.history_first:
+            return ()
         # An event of this very change is written after it would be deleted here.
         known = first if self._held is None else self._held.row.history_next
         last = min(self.row.history_first, first + _SWEPT_AT_ONCE, known)

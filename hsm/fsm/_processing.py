@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -20,7 +20,7 @@ from hsm.fsm._rows import (
     pending_key,
     position_of,
 )
-from hsm.fsm._turns import Turns, pause_after
+from hsm.fsm._turns import Key, Turns, pause_after
 from hsm.fsm.errors import (
     ConfigurationNotFoundError,
     InvalidDataError,
@@ -116,54 +116,60 @@ class Processing:
 
     async def process(self, name: str, id_: str, events: Sequence[AcceptedEvent]) -> list[EventOutcome]:
         """The outcomes of events to a machine, each its first one."""
+        key = (machine_partition(self._namespace, name), id_)
         waiting: dict[str, AcceptedEvent] = {event.request.event.event_id: event for event in events}
         outcomes: dict[str, EventOutcome] = {}
         attempt = 0
         while waiting:
+            if not self._turns.take(key):
+                await self._turns.wait(key)
             try:
-                async with self._turns.turn(machine_partition(self._namespace, name), id_):
-                    outcomes |= await self._commit(name, id_, list(waiting.values()))
+                await self._commit(key, name, waiting, outcomes)
                 break
             except TransactionTooLargeError as error:
                 if len(waiting) == 1:
                     raise InvalidDataError(f"event to machine {id_!r} of {name!r}: {error}") from error
+                failure: Exception = error
+            except (ETagMismatchError, CommitOutcomeUnknownError) as error:
+                failure = error
+            finally:
+                self._turns.pass_on(key)
+            if isinstance(failure, TransactionTooLargeError):
                 half = len(events) // 2
                 return await self.process(name, id_, events[:half]) + await self.process(
                     name, id_, events[half:]
                 )
-            except (ETagMismatchError, CommitOutcomeUnknownError) as error:
-                partition = machine_partition(self._namespace, name)
-                self._machines.forget(partition, id_)
-                known = await self._known(partition, list(waiting.values()))
-                outcomes |= known
-                for event_id in known:
-                    del waiting[event_id]
-                if known:
-                    continue
-                attempt += 1
-                if attempt >= self._max_attempts:
-                    raise TooManyAttemptsError(
-                        f"machine {id_!r} of {name!r}: retries exceeded ({attempt} attempts)"
-                    ) from error
-                await pause_after(attempt)
+            self._machines.forget(key)
+            if await self._look_up(key[0], waiting, outcomes):
+                continue
+            attempt += 1
+            if attempt >= self._max_attempts:
+                raise TooManyAttemptsError(
+                    f"machine {id_!r} of {name!r}: retries exceeded ({attempt} attempts)"
+                ) from failure
+            await pause_after(attempt)
         return [outcomes[event.request.event.event_id] for event in events]
 
-    async def _commit(self, name: str, id_: str, events: Sequence[AcceptedEvent]) -> dict[str, EventOutcome]:
-        partition = machine_partition(self._namespace, name)
-        held = await self._machines.remembered(partition, id_)
-        moves: Moves | NotFoundError = await self._moves(name, id_, held)
-        change = Change(partition, id_, held, first_number=self._recorder.now())
-        outcomes = {event.request.event.event_id: _outcome(change, moves, event.request) for event in events}
+    async def _commit(
+        self, key: Key, name: str, events: Mapping[str, AcceptedEvent], outcomes: dict[str, EventOutcome]
+    ) -> None:
+        """Carry out events, and add what became of them to `outcomes`."""
+        partition, id_ = key
+        held = self._machines.remembered(key) or await self._machines.read(partition, id_)
+        moves = None if held is None else self._configurations.remembered(held.row.config_id)
+        known: Moves | NotFoundError = moves or await self._moves(name, id_, held)
+        change = Change(partition, id_, held, first_number=0 if held else self._recorder.now())
+        made = {event_id: _outcome(change, known, event.request) for event_id, event in events.items()}
         changed = held is not None and change.row.revision != held.row.revision
         if self._history_cap is not None:
             change.cap_history(self._history_cap)
         operations: list[Operation] = change.operations() if changed else [change.condition]
-        for event in events:
-            operations += self._recorder.operations(partition, event, outcomes[event.request.event.event_id])
+        for event_id, event in events.items():
+            operations += self._recorder.operations(partition, event, made[event_id])
         etag = await self._store.multi(operations)
         if changed:
-            self._machines.remember(partition, id_, Held(change.row, etag))
-        return outcomes
+            self._machines.remember(key, Held(change.row, etag))
+        outcomes |= made
 
     async def _moves(self, name: str, id_: str, held: Held | None) -> Moves | NotFoundError:
         """What the machine follows, or why its events lead nowhere."""
@@ -175,6 +181,16 @@ class Processing:
         if not await self._configurations.knows(name):
             return ConfigurationNotFoundError(name)
         return NotFoundError(id_)
+
+    async def _look_up(
+        self, partition: str, waiting: dict[str, AcceptedEvent], outcomes: dict[str, EventOutcome]
+    ) -> bool:
+        """Move what has an outcome already from `waiting` to `outcomes`; whether there is any."""
+        known = await self._known(partition, list(waiting.values()))
+        outcomes |= known
+        for event_id in known:
+            del waiting[event_id]
+        return bool(known)
 
     async def _known(self, partition: str, events: Sequence[AcceptedEvent]) -> dict[str, EventOutcome]:
         """The outcomes that there are already, of events that are then pending no more."""

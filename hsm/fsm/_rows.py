@@ -29,6 +29,7 @@ is where its history ends.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -73,12 +74,16 @@ PENDING: Final = "p/"
 NOTIFICATIONS: Final = "x/"
 DELETED: Final = "g/"
 
+# There are few names and states, and each event asks for some of them again.
+_REMEMBERED: Final = 10_000
+
 
 def config_partition(namespace: str) -> str:
     """The partition of the configurations of a namespace."""
     return f"fsm/{escape(namespace)}"
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def machine_partition(namespace: str, name: str) -> str:
     """The partition of the machines of a configuration name."""
     return f"fsm/{escape(namespace)}/{escape(name)}"
@@ -109,6 +114,7 @@ def history_key(id: str, number: int) -> str:  # noqa: A002  the word of the fie
     return f"h/{escape(id)}/{number:020}"
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def state_prefix(state: str) -> str:
     """Prefix of the rows of all machines in a state."""
     return f"s/{escape(state)}/"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from types import TracebackType
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Final, TypeAlias
 
 __all__ = ["Turns", "pause_after"]
@@ -13,57 +14,58 @@ __all__ = ["Turns", "pause_after"]
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 
-_Key: TypeAlias = tuple[str, str]
+Key: TypeAlias = tuple[str, str]
+"""Partition, and id of a machine."""
 
 
 class Turns:
     """One writer at a time for each machine. Without it, steady events would starve all others."""
 
     def __init__(self) -> None:
-        # A machine is in here while somebody has the turn; the others wait.
-        self._queues: dict[_Key, deque[asyncio.Future[None]]] = {}
+        # A machine is in here while somebody has the turn; None until somebody waits.
+        self._queues: dict[Key, deque[asyncio.Future[None]] | None] = {}
 
-    def turn(self, partition: str, id_: str) -> _Turn:
-        """An asynchronous context whose block runs when all that asked before are done."""
-        return _Turn(self._queues, (partition, id_))
+    @asynccontextmanager
+    async def turn(self, partition: str, id_: str) -> AsyncGenerator[None]:
+        """The block runs when all that asked before are done."""
+        key = (partition, id_)
+        if not self.take(key):
+            await self.wait(key)
+        try:
+            yield
+        finally:
+            self.pass_on(key)
 
+    def take(self, key: Key) -> bool:
+        """Take the turn if nobody has it, which costs nearly nothing; else `wait`. Then `pass_on`."""
+        if key in self._queues:
+            return False
+        self._queues[key] = None
+        return True
 
-class _Turn:
-    """One turn. A class, and no generator: most turns have nothing to wait for, and this is cheaper."""
-
-    __slots__ = ("_key", "_queues")
-
-    def __init__(self, queues: dict[_Key, deque[asyncio.Future[None]]], key: _Key) -> None:
-        self._queues = queues
-        self._key = key
-
-    async def __aenter__(self) -> None:
-        queue = self._queues.get(self._key)
-        if queue is None:
-            self._queues[self._key] = deque()
-            return
+    async def wait(self, key: Key) -> None:
+        """Return when all that asked before are done."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._queues[key]
+        if queue is None:
+            queue = self._queues[key] = deque()
         queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._pass_on()  # it had come at the same moment
+                self.pass_on(key)  # it had come at the same moment
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        queue = self._queues[self._key]
+    def pass_on(self, key: Key) -> None:
+        """Let the next one have the turn."""
+        queue = self._queues[key]
         while queue:
             turn = queue.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
-        del self._queues[self._key]
+        del self._queues[key]
 
 
 async def pause_after(attempt: int) -> None:

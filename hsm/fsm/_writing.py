@@ -129,7 +129,7 @@ class Writing:
             change = Change(partition, id_, held, first_number=0)
             operations, left = change.deletion(self._store.limits.operations)
             await self._store.multi(operations)
-            self._machines.forget(partition, id_)
+            self._machines.forget((partition, id_))
             return held.row, left
 
         row, left = await self._in_turn(id_, name, attempt)
@@ -174,7 +174,7 @@ class Writing:
             await apply(change)
             change.row.revision += 1
             changed = Held(change.row, await self._store.multi(change.operations()))
-            self._machines.remember(partition, id_, changed)
+            self._machines.remember((partition, id_), changed)
             return changed
 
         return await self._in_turn(id_, name, attempt)
@@ -187,7 +187,7 @@ class Writing:
                 async with self._turns.turn(partition, id_):
                     return await attempt()
             except ETagMismatchError:
-                self._machines.forget(partition, id_)
+                self._machines.forget((partition, id_))
                 await pause_after(number)
         raise TooManyAttemptsError(
             f"machine {id_!r} of {name!r}: retries exceeded ({self._options.max_attempts} attempts)"

@@ -15,7 +15,7 @@ import persistence
 from hsm.engine.clock import Clock, SystemClock, from_nanos
 from hsm.fsm._configurations import Configurations
 from hsm.fsm._events import Events
-from hsm.fsm._guard import guarded
+from hsm.fsm._guard import Guard
 from hsm.fsm._lanes import Lanes
 from hsm.fsm._lifetimes import ttl_of_event
 from hsm.fsm._machines import Machines
@@ -104,6 +104,7 @@ class DatabaseStore:
         connected = persistence.connect(store) if isinstance(store, str) else store
         self._store = require(connected, EngineStore)
         self._namespace = namespace
+        self._guard = Guard(self._options.timeout)
         self._timeout = self._options.timeout
         self._clock = self._options.clock
         self._last_nanos = 0
@@ -145,7 +146,7 @@ class DatabaseStore:
             GenericStoreError: it cannot be opened.
         """
         if self._owned:
-            async with guarded(NEVER_EXPIRE, "the database"):
+            with Guard(NEVER_EXPIRE).block("the database"):
                 await self._stack.enter_async_context(self._store)
         return self
 
@@ -167,6 +168,7 @@ class DatabaseStore:
         """See `StoreManager`."""
         if duration < timedelta():
             raise InvalidDataError(f"time-out {duration} is negative")
+        self._guard = Guard(duration)
         self._timeout = duration
 
     def get_timeout(self) -> timedelta:
@@ -175,35 +177,35 @@ class DatabaseStore:
 
     async def health(self) -> None:
         """See `StoreManager`."""
-        async with self._guarded("health"):
+        with self._guard.block("health"):
             await self._store.ping()
 
     async def get_config(self, config_id: str) -> Configuration:
         """See `ConfigStore`."""
-        async with self._guarded(f"configuration {config_id!r}"):
+        with self._guard.block(f"configuration {config_id!r}"):
             configuration = Configuration()
             configuration.CopyFrom((await self._configurations.moves(config_id)).configuration)
             return configuration
 
     async def put_config(self, configuration: Configuration) -> None:
         """See `ConfigStore`."""
-        async with self._guarded(f"configuration {configuration.name!r}"):
+        with self._guard.block(f"configuration {configuration.name!r}"):
             await self._configurations.put(configuration)
         self._logger.debug("configuration %s:%s is stored", configuration.name, configuration.version)
 
     async def get_all_configs(self) -> Sequence[str]:
         """See `ConfigStore`."""
-        async with self._guarded("configurations"):
+        with self._guard.block("configurations"):
             return await self._configurations.names()
 
     async def get_all_versions(self, name: str) -> Sequence[str]:
         """See `ConfigStore`."""
-        async with self._guarded(f"versions of {name!r}"):
+        with self._guard.block(f"versions of {name!r}"):
             return await self._configurations.versions(name)
 
     async def get_state_machine(self, id: str, name: str) -> FiniteStateMachine:  # noqa: A002  see `FSMStore`
         """See `FSMStore`."""
-        async with self._guarded(f"machine {id!r} of {name!r}"):
+        with self._guard.block(f"machine {id!r} of {name!r}"):
             return await self._writing.get(id, name)
 
     async def put_state_machine(
@@ -214,7 +216,7 @@ class DatabaseStore:
         expected_revision: int | None = None,
     ) -> int:
         """See `FSMStore`."""
-        async with self._guarded(f"machine {id!r} of {machine.config_id!r}"):
+        with self._guard.block(f"machine {id!r} of {machine.config_id!r}"):
             return await self._writing.put(id, machine, expected_revision)
 
     async def reset_state_machine(
@@ -225,7 +227,7 @@ class DatabaseStore:
         expected_revision: int | None = None,
     ) -> FiniteStateMachine:
         """See `FSMStore`."""
-        async with self._guarded(f"machine {id!r} of {name!r}"):
+        with self._guard.block(f"machine {id!r} of {name!r}"):
             return await self._writing.reset(id, name, expected_revision)
 
     async def delete_state_machine(
@@ -236,26 +238,26 @@ class DatabaseStore:
         expected_revision: int | None = None,
     ) -> None:
         """See `FSMStore`."""
-        async with self._guarded(f"machine {id!r} of {name!r}"):
+        with self._guard.block(f"machine {id!r} of {name!r}"):
             await self._writing.delete(id, name, expected_revision)
 
     async def get_all_machines(
         self, name: str, *, after: str = "", limit: int | None = None
     ) -> Sequence[str]:
         """See `FSMStore`."""
-        async with self._guarded(f"machines of {name!r}"):
+        with self._guard.block(f"machines of {name!r}"):
             return await self._writing.ids(name, None, after, limit)
 
     async def get_all_in_state(
         self, name: str, state: str, *, after: str = "", limit: int | None = None
     ) -> Sequence[str]:
         """See `FSMStore`."""
-        async with self._guarded(f"machines of {name!r} in {state!r}"):
+        with self._guard.block(f"machines of {name!r} in {state!r}"):
             return await self._writing.ids(name, state, after, limit)
 
     async def update_state(self, name: str, id: str, old_state: str, new_state: str) -> None:  # noqa: A002
         """See `FSMStore`."""
-        async with self._guarded(f"machine {id!r} of {name!r}"):
+        with self._guard.block(f"machine {id!r} of {name!r}"):
             await self._writing.update_state(name, id, old_state, new_state)
 
     async def tx_process_event(
@@ -288,36 +290,36 @@ class DatabaseStore:
     async def _carry_out(
         self, name: str, id_: str, events: Sequence[AcceptedEvent]
     ) -> Sequence[EventOutcome]:
-        async with self._guarded(f"events to machine {id_!r} of {name!r}"):
+        with self._guard.block(f"events to machine {id_!r} of {name!r}"):
             return await self._lanes.carry_out(name, id_, events)
 
     async def get_event(self, event_id: str, name: str) -> Event:
         """See `EventStore`."""
-        async with self._guarded(f"event {event_id!r} of {name!r}"):
+        with self._guard.block(f"event {event_id!r} of {name!r}"):
             return await self._events.get(event_id, name)
 
     async def put_event(self, event: Event, name: str, ttl: timedelta = NEVER_EXPIRE) -> None:
         """See `EventStore`."""
         self._check_event_id(event)
-        async with self._guarded(f"event {event.event_id!r} of {name!r}"):
+        with self._guard.block(f"event {event.event_id!r} of {name!r}"):
             await self._events.put(event, name, self._metadata(ttl))
 
     async def add_event_outcome(
         self, event_id: str, name: str, outcome: EventOutcome, ttl: timedelta = NEVER_EXPIRE
     ) -> None:
         """See `EventStore`."""
-        async with self._guarded(f"outcome of event {event_id!r} of {name!r}"):
+        with self._guard.block(f"outcome of event {event_id!r} of {name!r}"):
             await self._events.add_outcome(event_id, name, outcome, self._metadata(ttl))
 
     async def get_outcome_for_event(self, event_id: str, name: str) -> EventOutcome:
         """See `EventStore`."""
-        async with self._guarded(f"outcome of event {event_id!r} of {name!r}"):
+        with self._guard.block(f"outcome of event {event_id!r} of {name!r}"):
             return await self._events.outcome(event_id, name)
 
     async def accept_event(self, request: EventRequest) -> Acceptance:
         """See `EventStore`."""
         self._check(request)
-        async with self._guarded(f"event {request.event.event_id!r} of {request.config!r}"):
+        with self._guard.block(f"event {request.event.event_id!r} of {request.config!r}"):
             return await self._events.accept(request, self._next_nanos())
 
     async def pending_machines(self) -> AsyncIterator[tuple[str, str]]:
@@ -325,7 +327,7 @@ class DatabaseStore:
         for name in await self.get_all_configs():
             after = ""
             while True:
-                async with self._guarded(f"pending events of {name!r}"):
+                with self._guard.block(f"pending events of {name!r}"):
                     id_ = await self._events.next_pending_machine(name, after)
                 if id_ is None:
                     break
@@ -340,12 +342,12 @@ class DatabaseStore:
         limit: int | None = None,
     ) -> Sequence[AcceptedEvent]:
         """See `EventStore`."""
-        async with self._guarded(f"pending events to machine {id!r} of {name!r}"):
+        with self._guard.block(f"pending events to machine {id!r} of {name!r}"):
             return await self._events.pending(id, name, limit)
 
     async def settle_event(self, event: AcceptedEvent, outcome: EventOutcome) -> EventOutcome:
         """See `EventStore`."""
-        async with self._guarded(f"event {event.request.event.event_id!r} of {event.request.config!r}"):
+        with self._guard.block(f"event {event.request.event.event_id!r} of {event.request.config!r}"):
             return await self._events.settle(event, outcome)
 
     async def notifications(self, name: str | None = None) -> AsyncIterator[Notification]:
@@ -353,7 +355,7 @@ class DatabaseStore:
         for each in [name] if name is not None else await self.get_all_configs():
             more, after = True, ""
             while more:
-                async with self._guarded(f"notifications of {each!r}"):
+                with self._guard.block(f"notifications of {each!r}"):
                     page, after = await self._events.notifications(each, after)
                 for notification in page:
                     yield notification
@@ -361,17 +363,14 @@ class DatabaseStore:
 
     async def remove_notification(self, notification: Notification) -> None:
         """See `EventStore`."""
-        async with self._guarded(f"notification of {notification.config!r}"):
+        with self._guard.block(f"notification of {notification.config!r}"):
             await self._events.remove_notification(notification)
 
     async def sweep(self) -> None:
         """See `StoreManager`: deletes the histories of deleted machines."""
         for name in await self.get_all_configs():
-            async with self._guarded(f"deleted machines of {name!r}"):
+            with self._guard.block(f"deleted machines of {name!r}"):
                 await self._writing.sweep(name)
-
-    def _guarded(self, what: str) -> guarded:
-        return guarded(self._timeout, what)
 
     def _next_nanos(self) -> int:
         """The time, later than any that was told before."""
