@@ -17,8 +17,10 @@ from persistence.errors import (
     CommitOutcomeUnknownError,
     PersistenceError,
     StoreBrokenError,
+    StoreBusyError,
     StoreClosedError,
     StoreCorruptError,
+    StoreUnavailableError,
 )
 
 __all__ = [
@@ -101,7 +103,9 @@ class Batcher:
     """A lane of commits: one at a time, each taking everything that waits.
 
     What a commit raises decides what happens next. `DataRejectedError`: the batch is replayed one by one.
-    Any other `PersistenceError`: every transaction of the batch fails with it, and the lane goes on.
+    Any other `PersistenceError`: every transaction of the batch fails with it, and the lane goes on. If it
+    says that the database does not answer, or every result does, those that waited already when the commit
+    began fail, too: they have waited as long as a commit may take, and each batch of them would again.
     `StoreCorruptError` and anything unforeseen: every transaction fails, and the lane refuses from then on,
     because nobody knows in what state the backend is.
 
@@ -132,6 +136,7 @@ class Batcher:
         self._pending_bytes = 0
         self._futures: list[asyncio.Future[str]] = []
         self._replays: list[tuple[Transaction, asyncio.Future[str]]] = []
+        self._left = 0  # so many of those that wait did so when the last commit began
         self._busy = False
         self._refusal: PersistenceError | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -172,7 +177,7 @@ class Batcher:
         _fail(self._futures, refusal)
         _fail([future for _, future in self._replays], refusal)
         self._pending, self._futures, self._pending_bytes = [], [], 0
-        self._replays = []
+        self._replays, self._left = [], 0
 
     async def drain(self) -> None:
         """Refuse new transactions, and return when the accepted ones are through."""
@@ -185,6 +190,7 @@ class Batcher:
 
     def _start(self) -> None:
         batch, futures = self._take()
+        self._left = len(self._pending)
         if not batch:
             self._rest()
             return
@@ -240,11 +246,26 @@ class Batcher:
                     future.set_result(result)
                 else:
                     _fail([future], result)
+        unanswered = _unanswered(outcome)
+        if unanswered is not None:
+            self._give_up(unanswered)
         if self._pending or self._replays:
             # Not at once: the callers that are about to wake up may go on with another transaction.
             self._loop.call_soon(self._start)
         else:
             self._rest()
+
+    def _give_up(self, unanswered: PersistenceError) -> None:
+        """Fail those that waited already when the last commit began."""
+        error = unanswered
+        if not isinstance(error, StoreUnavailableError):
+            error = StoreUnavailableError(f"nothing was sent, as a commit before had no answer: {unanswered}")
+            error.__cause__ = unanswered
+        left, self._left = self._left, 0
+        self._pending_bytes -= sum(transaction.size for transaction in self._pending[:left])
+        _fail([*self._futures[:left], *(future for _, future in self._replays)], error)
+        del self._pending[:left], self._futures[:left]
+        self._replays = []
 
     def _fail_batch(
         self, batch: list[Transaction], futures: list[asyncio.Future[str]], error: BaseException
@@ -263,6 +284,20 @@ class Batcher:
             unknown.__cause__ = error
             _fail(futures, unknown)
             self.stop(error)
+
+
+def _unanswered(outcome: Sequence[Result] | BaseException) -> PersistenceError | None:
+    """What a commit has met whose database does not answer; None if it does."""
+    results = (outcome,) if isinstance(outcome, BaseException) else outcome
+    first = next(iter(results), "")
+    if not isinstance(first, StoreUnavailableError | CommitOutcomeUnknownError):
+        return None
+    for result in results:
+        if not isinstance(result, StoreUnavailableError | CommitOutcomeUnknownError):
+            return None
+        if isinstance(result, StoreBusyError):
+            return None  # it does answer
+    return first
 
 
 def _fail(futures: Sequence[asyncio.Future[str]], error: PersistenceError) -> None:

@@ -13,6 +13,7 @@ from persistence import (
     StoreBusyError,
     StoreClosedError,
     StoreCorruptError,
+    StoreUnavailableError,
 )
 from persistence.batcher import Batcher, DataRejectedError, Finish, Result, in_task
 from persistence.decision import Transaction
@@ -228,6 +229,58 @@ async def test_a_batch_is_bounded_in_partitions() -> None:
     submitted = [transaction(f"{n}", partition=name) for n, name in enumerate("aabbabcaddd")]
     await asyncio.gather(*(lane.submit(each) for each in submitted))
     assert ["".join(batch) for batch in backend.batches] == ["012345", "67", "8910"]
+
+
+GONE = StoreUnavailableError("nobody answers")
+LOST = CommitOutcomeUnknownError("the answer is lost")
+
+
+@pytest.mark.parametrize("outcome", [GONE, LOST, [GONE, LOST]], ids=["gone", "lost", "each"])
+async def test_who_waited_when_an_unanswered_commit_began_waits_for_no_other(
+    outcome: Sequence[Result] | BaseException,
+) -> None:
+    backend = Backend()
+    lane = Batcher(backend.begin, max_transactions=2)
+    early = [lane.submit(transaction(str(number))) for number in range(7)]
+    await turns()
+    late = [lane.submit(transaction(name)) for name in ("late", "later")]
+    backend.end(outcome)
+    await turns()
+    assert backend.batches == [["0", "1"], ["late", "later"]]
+    for future in early[2:]:
+        with pytest.raises(StoreUnavailableError, match=r"nobody answers|nothing was sent"):
+            await future
+    backend.end(["", ""])
+    assert await asyncio.gather(*late) == ["", ""]
+    with pytest.raises((StoreUnavailableError, CommitOutcomeUnknownError)):
+        await early[0]
+    # What was given up is not counted any more.
+    small = Batcher(backend.begin, max_transactions=1, max_bytes=10)
+    given_up = [small.submit(transaction(str(number), size=10)) for number in range(3)]
+    await turns()
+    backend.end(GONE)
+    await asyncio.gather(*given_up, return_exceptions=True)
+    assert small._pending_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [StoreBusyError("locked"), [GONE, ""], [GONE, StoreBusyError("locked")], InvalidRequestError("no")],
+    ids=["busy", "one well", "one busy", "refused"],
+)
+async def test_who_waits_for_a_database_that_answers_goes_on_waiting(
+    outcome: Sequence[Result] | BaseException,
+) -> None:
+    backend = Backend()
+    lane = Batcher(backend.begin, max_transactions=2)
+    futures = [lane.submit(transaction(str(number))) for number in range(4)]
+    await turns()
+    backend.end(outcome)
+    await turns()
+    assert backend.batches == [["0", "1"], ["2", "3"]]
+    backend.end(["", ""])
+    assert await asyncio.gather(*futures[2:]) == ["", ""]
+    await asyncio.gather(*futures[:2], return_exceptions=True)
 
 
 async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> None:
