@@ -30,7 +30,7 @@ from persistence.proto.journal_pb2 import (
     HISTORY_PHASE_ACTIVE,
     HISTORY_PHASE_DELETING,
     EventRow,
-    FeedEntry,
+    FeedBlock,
     HistoryHead,
     HistoryMark,
 )
@@ -203,12 +203,12 @@ class Appender:
             row.deleted_at_nanos = self._now()
             stamp = self._ids.new(EventId(row.stamp))
             row.stamp = stamp
-            entry = FeedEntry(history=history.bytes, deleted=True, life=row.life)
+            block = FeedBlock(histories=history.bytes, lives=[row.life], counts=[0])
             try:
                 await self._store.multi(
                     [
                         head_request(self._partition, history, head, row),
-                        pending_request(self._partition, stamp, entry),
+                        pending_request(self._partition, stamp, block),
                         *void_requests(self._partition, history, head.version, head.tail),
                     ]
                 )

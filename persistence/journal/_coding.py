@@ -9,7 +9,7 @@ from uuid import UUID
 from google.protobuf.message import DecodeError
 
 from persistence.errors import InvalidRequestError
-from persistence.journal._header import has_header
+from persistence.journal._header import has_header, trusted
 from persistence.journal.codecs import Codec
 from persistence.journal.errors import CorruptHistoryError, TranscodingError
 from persistence.journal.events import Event
@@ -91,12 +91,13 @@ class Coding:
 
     def event_of_row(self, history: UUID, id_: EventId, row: EventRow) -> Event:
         """An event from its row; see `event`."""
-        if len(row.parent) != len(id_):
-            raise CorruptHistoryError(history, id_, f"its row names no parent, but {row.parent!r}")
-        parent = EventId(row.parent)
-        return Event(history, id_, parent, row.serial, self.data(history, id_, parent, row), row.hash)
+        parent = row.parent
+        if len(parent) != len(id_):
+            raise CorruptHistoryError(history, id_, f"its row names no parent, but {parent!r}")
+        data = self.data(history, id_, parent, row)
+        return Event(history, id_, trusted(parent), row.serial, data, row.hash)
 
-    def data(self, history: UUID, id_: EventId, parent: EventId, row: EventRow) -> bytes:
+    def data(self, history: UUID, id_: EventId, parent: bytes, row: EventRow) -> bytes:
         """The decoded content of a row; see `event`."""
         data = row.data if not row.codec else self.decode(history, id_, row.data, row.codec)
         if not has_header(data, id_, parent):

@@ -19,7 +19,7 @@ def with_header(payload: bytes, id_: EventId, parent: EventId) -> bytes:
     return b"".join((payload, _ID_TAG, id_, _PARENT_TAG, parent))
 
 
-def has_header(data: bytes, id_: EventId, parent: EventId) -> bool:
+def has_header(data: bytes, id_: EventId, parent: bytes) -> bool:
     """Whether `with_header` has given this id and parent to the event."""
     return data.endswith(_ID_TAG + id_ + _PARENT_TAG + parent)
 

@@ -10,7 +10,7 @@ from persistence.journal._heads import Head
 from persistence.journal._rows import history_key, pending_key, void_key
 from persistence.journal.events import Event
 from persistence.journal.ids import EPOCH, EventId
-from persistence.proto.journal_pb2 import FeedEntry, HistoryHead
+from persistence.proto.journal_pb2 import FeedBlock, HistoryHead
 from persistence.store import Concurrency, DeleteRequest, Operation, SetOptions, SetRequest
 
 __all__ = ["Plan", "head_request", "pending_request", "together", "void_requests"]
@@ -64,19 +64,21 @@ class Plan:
 def together(partition: str, plans: Sequence[Plan], stamp: EventId) -> list[Operation]:
     """The transaction of commits to different histories, which have one place among pending commits."""
     operations: list[Operation] = []
-    # The first one is the entry itself.
-    entry = of_plan = FeedEntry()
-    for index, plan in enumerate(plans):
+    histories: list[bytes] = []
+    lives: list[int] = []
+    counts: list[int] = []
+    ids: list[bytes] = []
+    for plan in plans:
         history, row = plan.history, plan.row
-        if index:
-            of_plan = entry.more.add()
-        of_plan.history = history.bytes
-        of_plan.event_ids.extend([event.id for event in plan.events])
-        of_plan.life = row.life
+        histories.append(history.bytes)
+        lives.append(row.life)
+        counts.append(len(plan.events))
+        ids += [event.id for event in plan.events]
         row.stamp = stamp
         operations.append(head_request(partition, history, plan.head, row))
         operations += plan.rows
-    operations.append(pending_request(partition, stamp, entry))
+    block = FeedBlock(histories=b"".join(histories), lives=lives, counts=counts, event_ids=b"".join(ids))
+    operations.append(pending_request(partition, stamp, block))
     return operations
 
 
@@ -88,9 +90,9 @@ def head_request(partition: str, history: UUID, head: Head, row: HistoryHead) ->
     return SetRequest(key=key, value=value, partition=partition, etag=head.etag)
 
 
-def pending_request(partition: str, stamp: EventId, entry: FeedEntry) -> SetRequest:
-    """The request that puts a commit into the queue for the feed."""
-    return SetRequest(key=pending_key(stamp), value=entry.SerializeToString(), partition=partition)
+def pending_request(partition: str, stamp: EventId, block: FeedBlock) -> SetRequest:
+    """The request that puts commits into the queue for the feed."""
+    return SetRequest(key=pending_key(stamp), value=block.SerializeToString(), partition=partition)
 
 
 def void_requests(partition: str, history: UUID, last: EventId, earlier: EventId) -> list[Operation]:

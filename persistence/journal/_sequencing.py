@@ -14,7 +14,6 @@ a snapshot, but two in a row that find the same are.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,9 +21,9 @@ from google.protobuf.message import DecodeError
 
 from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError, StoreCorruptError
 from persistence.journal._rows import FEED_HEAD, PENDING, PENDING_END, feed_block_key
-from persistence.journal._stretches import BLOCK_POSITIONS, positions_of, split_into_blocks
+from persistence.journal._stretches import BLOCK_POSITIONS, Commits, parse_block
 from persistence.journal.ids import EventIdSource
-from persistence.proto.journal_pb2 import FeedEntry, FeedHeadRow
+from persistence.proto.journal_pb2 import FeedHeadRow
 from persistence.store import (
     Concurrency,
     DeleteRequest,
@@ -43,8 +42,9 @@ _MAX_COMMITS: Final = 1000
 _MAX_EVENTS: Final = 4000
 # As many events of commits that have one each; rows of commits that went together are large.
 _MAX_BYTES: Final = 256 * 1024
-# Two blocks that follow each other have more positions together than one may have.
-_MAX_BLOCKS: Final = 2 * _MAX_EVENTS // BLOCK_POSITIONS + 1
+# Two blocks that follow each other have more positions together than one may have; and the last row may be
+# of many commits, too.
+_MAX_BLOCKS: Final = 4 * _MAX_EVENTS // BLOCK_POSITIONS
 _SCANS: Final = 5
 
 
@@ -83,12 +83,17 @@ class Sequencer:
         items = await self._pending()
         if not items:
             return False
-        commits = [_entries(item) for item in items]
-        taken = _prefix(commits, _MAX_EVENTS)
-        items, entries = items[:taken], list(itertools.chain(*commits[:taken]))
+        commits = Commits()
+        taken = 0
+        for item in items:
+            if taken and commits.positions >= _MAX_EVENTS:
+                break
+            commits.add(parse_block(item))
+            taken += 1
+        items = items[:taken]
         head = parse_feed_head(answer.data)
-        blocks = list(split_into_blocks(entries, head.position + 1, self._now()))
-        head.position = blocks[-1][0]
+        blocks = list(commits.blocks(head.position + 1, self._now()))
+        head.position += commits.positions
         operations: list[Operation] = [
             SetRequest(
                 key=FEED_HEAD, value=head.SerializeToString(), partition=self._partition, etag=answer.etag
@@ -136,24 +141,3 @@ class Sequencer:
             items = again[: self._batch]
         # The first of all has nothing before it that was there when it was read.
         return items[:1]
-
-
-def _prefix(commits: Sequence[Sequence[FeedEntry]], most: int) -> int:
-    """How many of the transactions have so many events together, and at least one."""
-    total = 0
-    for index, entries in enumerate(commits):
-        total += sum(map(positions_of, entries))
-        if total > most and index:
-            return index
-    return len(commits)
-
-
-def _entries(item: Item) -> list[FeedEntry]:
-    """What a pending row adds to the feed: that of its commit, and of those that shared its transaction."""
-    try:
-        first = FeedEntry.FromString(item.value)
-    except DecodeError as error:
-        raise StoreCorruptError(f"the pending commit {item.key} is damaged: {error}") from error
-    entries = [first, *first.more]
-    first.ClearField("more")
-    return entries

@@ -22,7 +22,7 @@ from persistence.journal._rows import (
     voids_from,
 )
 from persistence.journal._sequencing import Sequencer, parse_feed_head
-from persistence.journal._stretches import Place, Stretch, parse_block
+from persistence.journal._stretches import Stretch, parse_block
 from persistence.journal.errors import CorruptHistoryError, PositionTrimmedError, TranscodingError
 from persistence.journal.events import Event
 from persistence.journal.ids import EPOCH, EventId, EventIdSource
@@ -122,13 +122,13 @@ class Feed:
             CorruptHistoryError: an event is missing that should be there, or is damaged.
             TranscodingError: an event cannot be decoded.
         """
-        places = await self._places(after, limit)
-        if not places:
+        stretch = await self._stretch(after, limit)
+        if not stretch:
             await self._sequencer.sequence()
-            places = await self._places(after, limit)
-        if not places or places[0].position != after + 1:
-            await self._check(after, bool(places))
-        return await self._items(places)
+            stretch = await self._stretch(after, limit)
+        if not stretch or stretch.first != after + 1:
+            await self._check(after, bool(stretch))
+        return await self._items(stretch)
 
     async def follow(self, after: int = 0) -> AsyncGenerator[FeedItem, None]:
         """The items behind a position, and then those to come, without an end.
@@ -187,7 +187,7 @@ class Feed:
             except ETagMismatchError:
                 continue
 
-    async def _places(self, after: int, limit: int) -> Sequence[Place]:
+    async def _stretch(self, after: int, limit: int) -> Stretch:
         """The positions behind one, as far as they follow each other."""
         stretch = Stretch(after, limit)
         start, blocks = feed_block_key(after + 1), self._blocks
@@ -203,7 +203,7 @@ class Feed:
             blocks = min(4 * blocks, _MOST_BLOCKS)
         if stretch.blocks:
             self._blocks = min(stretch.blocks, _MOST_BLOCKS)
-        return stretch.places
+        return stretch
 
     async def _check(self, after: int, found: bool) -> None:
         """Raise if what follows is not the next position."""
@@ -217,14 +217,15 @@ class Feed:
     def _missing_position(self, position: int) -> StoreCorruptError:
         return StoreCorruptError(f"position {position} of the feed is missing in {self._partition!r}")
 
-    async def _items(self, places: Sequence[Place]) -> Sequence[FeedItem]:
-        gone = await self._gone(places)
-        keys = [place.key for place in places if place.event_id is not None]
-        values = iter(await bulk_values(self._store, self._partition, keys))
-        latest: bytes = EPOCH
+    async def _items(self, stretch: Stretch) -> Sequence[FeedItem]:
+        ids = [event_id for event_id in stretch.event_ids if event_id is not None]
+        gone = await self._gone(stretch, min(ids)) if ids else ()
+        values = iter(await bulk_values(self._store, self._partition, stretch.keys))
+        event_of = self._coding.event
         items: list[FeedItem] = []
-        for place in places:
-            position, history, _, event_id, _ = place
+        position = stretch.first - 1
+        for history, event_id in zip(stretch.histories, stretch.event_ids, strict=True):
+            position += 1
             if event_id is None:
                 items.append(FeedItem(position, FeedKind.DELETED, history))
                 continue
@@ -232,51 +233,50 @@ class Feed:
             try:
                 if value is None or position in gone:
                     if position not in gone:
-                        await self._check_gone(place, event_id)
+                        await self._check_gone(history, stretch.lives[position - stretch.first], event_id)
                     items.append(FeedItem(position, FeedKind.GONE, history, event_id))
                     continue
-                event = self._coding.event(history, event_id, value)
+                event = event_of(history, event_id, value)
             except (CorruptHistoryError, TranscodingError):
                 # Of what stands before it, nobody shall be deprived.
                 if not items:
                     raise
                 break
             items.append(FeedItem(position, FeedKind.EVENT, history, event_id, event))
-            latest = max(latest, event_id)
-        self._ids.observe(latest)
+        if ids:
+            self._ids.observe(max(ids))
         return items
 
-    async def _gone(self, places: Sequence[Place]) -> Collection[int]:
+    async def _gone(self, stretch: Stretch, earliest: EventId) -> Collection[int]:
         """The positions of events that cannot be read any more, although they may not be removed yet."""
-        ids = [place.event_id for place in places if place.event_id is not None]
-        if not ids:
+        scan = self._store.scan(self._partition, voids_from(earliest), VOIDS_END, limit=_MOST_VOIDS)
+        found = [void_of(item.key) async for item in scan]
+        if not found:
             return ()
-        voids: dict[UUID, EventId] = {}
-        start, count = voids_from(min(ids)), 0
-        async for item in self._store.scan(self._partition, start, VOIDS_END, limit=_MOST_VOIDS):
-            history, last = void_of(item.key)
-            voids[history] = last
-            count += 1
-        if count == _MOST_VOIDS:
-            heads = await self._heads.read_all({place.history for place in places})
-            return {place.position for place in places if _is_gone(heads[place.history], place)}
-        if not voids:
-            return ()
+        places = zip(stretch.histories, stretch.lives, stretch.event_ids, strict=True)
+        if len(found) < _MOST_VOIDS:
+            voids = dict(found)
+            return {
+                position
+                for position, (history, _, event_id) in enumerate(places, stretch.first)
+                if event_id is not None and event_id <= voids.get(history, EPOCH)
+            }
+        heads = await self._heads.read_all(set(stretch.histories))
         return {
-            place.position for place in places if (place.event_id or EPOCH) <= voids.get(place.history, EPOCH)
+            position
+            for position, (history, life, event_id) in enumerate(places, stretch.first)
+            if event_id is not None and _is_gone(heads[history], life, event_id)
         }
 
-    async def _check_gone(self, place: Place, event_id: EventId) -> None:
+    async def _check_gone(self, history: UUID, life: int, event_id: EventId) -> None:
         """Return if an event that is missing may be.
 
         Raises:
             CorruptHistoryError: it should be there.
         """
-        if not _is_gone(await self._heads.read(place.history), place):
-            raise CorruptHistoryError(place.history, event_id, "it stands in the feed, and is missing")
+        if not _is_gone(await self._heads.read(history), life, event_id):
+            raise CorruptHistoryError(history, event_id, "it stands in the feed, and is missing")
 
 
-def _is_gone(head: Head, place: Place) -> bool:
-    if not head.active or head.row is None or head.row.life != place.life:
-        return True
-    return place.event_id is not None and place.event_id <= head.tail
+def _is_gone(head: Head, life: int, event_id: EventId) -> bool:
+    return not head.active or head.row is None or head.row.life != life or event_id <= head.tail

@@ -198,60 +198,43 @@ class SnapshotRow(google.protobuf.message.Message):
 global___SnapshotRow = SnapshotRow
 
 @typing.final
-class FeedEntry(google.protobuf.message.Message):
-    """What one commit adds to the feed; in the queue for the feed, also what those add that share its transaction."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    HISTORY_FIELD_NUMBER: builtins.int
-    EVENT_IDS_FIELD_NUMBER: builtins.int
-    DELETED_FIELD_NUMBER: builtins.int
-    LIFE_FIELD_NUMBER: builtins.int
-    MORE_FIELD_NUMBER: builtins.int
-    history: builtins.bytes
-    deleted: builtins.bool
-    """Set where the history was deleted instead."""
-    life: builtins.int
-    @property
-    def event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
-    @property
-    def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FeedEntry]:
-        """In the queue only."""
-
-    def __init__(
-        self,
-        *,
-        history: builtins.bytes = ...,
-        event_ids: collections.abc.Iterable[builtins.bytes] | None = ...,
-        deleted: builtins.bool = ...,
-        life: builtins.int = ...,
-        more: collections.abc.Iterable[global___FeedEntry] | None = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "event_ids", b"event_ids", "history", b"history", "life", b"life", "more", b"more"]) -> None: ...
-
-global___FeedEntry = FeedEntry
-
-@typing.final
 class FeedBlock(google.protobuf.message.Message):
-    """A stretch of the feed; the key tells the last position in it."""
+    """Commits in the order of the feed, column by column, as they are read and written by the hundred. A row of the queue
+    for the feed holds those of one transaction; a stretch of the feed tells its first position and its age as well, and
+    its key the last position in it.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FIRST_POSITION_FIELD_NUMBER: builtins.int
-    ENTRIES_FIELD_NUMBER: builtins.int
     MADE_AT_NANOS_FIELD_NUMBER: builtins.int
+    HISTORIES_FIELD_NUMBER: builtins.int
+    LIVES_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    EVENT_IDS_FIELD_NUMBER: builtins.int
     first_position: builtins.int
     made_at_nanos: builtins.int
+    histories: builtins.bytes
+    """16 bytes for each commit."""
+    event_ids: builtins.bytes
+    """16 bytes for each event."""
     @property
-    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FeedEntry]: ...
+    def lives(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """For each commit: of which life of the history it is, and how many events it has; none: it deleted the history."""
+
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
         first_position: builtins.int = ...,
-        entries: collections.abc.Iterable[global___FeedEntry] | None = ...,
         made_at_nanos: builtins.int = ...,
+        histories: builtins.bytes = ...,
+        lives: collections.abc.Iterable[builtins.int] | None = ...,
+        counts: collections.abc.Iterable[builtins.int] | None = ...,
+        event_ids: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["entries", b"entries", "first_position", b"first_position", "made_at_nanos", b"made_at_nanos"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counts", b"counts", "event_ids", b"event_ids", "first_position", b"first_position", "histories", b"histories", "lives", b"lives", "made_at_nanos", b"made_at_nanos"]) -> None: ...
 
 global___FeedBlock = FeedBlock
 
