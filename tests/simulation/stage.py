@@ -19,7 +19,8 @@ from tests.simulation.client import Client
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Process, VirtualClock, VirtualLoop, inside
 from tests.simulation.meter import Meter
-from tests.simulation.records import Records
+from tests.simulation.records import Outcome, Records
+from tests.simulation.runs import rows_of, runs_of
 from tests.simulation.store import Database, SimulatedStore
 from tests.simulation.world import World
 
@@ -28,6 +29,7 @@ __all__ = ["Member", "Stage"]
 _NANOS: Final = 10**9
 _SECOND: Final = timedelta(seconds=1)
 _MOST_KILLS: Final = 6
+_COUNTED: Final = ("refresh", "pause", "pause machine", "resume", "terminate", "delete", "delete by force")
 
 
 class Member:
@@ -126,6 +128,12 @@ class Stage:
                 counts["commits"] += 1
         for record in self.records.all:
             counts[f"request {record.outcome.value}"] += 1
+            if record.outcome is Outcome.DONE and record.kind in _COUNTED:
+                counts[f"done: {record.kind}"] += 1
+        runs = [*runs_of(rows_of(self.database.data)).values(), *self.database.archive.runs.values()]
+        counts["executions"] = len(runs)
+        counts["executions started by another"] = sum(run.row.HasField("parent") for run in runs)
+        counts["executions that were deleted"] = len(self.database.archive.runs)
         counts["runs of tasks"] = self.world.attempts.total()
         counts["calls of the store"] = self.faults.calls
         counts["processes"] = self.numbers

@@ -30,7 +30,13 @@ def test_everything_comes_to_its_end_and_adds_up(first: int) -> None:
     assert problems == [], "\n".join(problems[0].trace)
 
 
-@pytest.mark.parametrize("defect", ["stale-reads", "polls", "letters", "pauses", "timers", "requests"])
+@pytest.mark.parametrize(
+    "defect",
+    [
+        *("stale-reads", "polls", "letters", "pauses", "timers", "requests"),
+        *("ends", "reports", "refreshes", "retention", "rates", "breakers"),
+    ],
+)
 def test_broken_engine_is_found_out(defect: str) -> None:
     with broken(defect):
         assert any(simulate(seed).problem for seed in range(300))
