@@ -12,8 +12,9 @@ Without pytest, all at once: `asyncio.run(conformance.check_store(lambda: MyStor
 
 The function makes a store that is not open yet; stores made by one function share one database. It may hold
 other data: each case works in a partition with a random name. What a store does not declare in `features`
-is skipped, and nothing else is. A store whose clock can be set passes its own `wait`, so that the cases
-about expiry take no time.
+is skipped, and nothing else is; what its `limits` have no room for is not asked of it, as long as they have
+some for keys of 200 bytes, values of 4 KiB and ten operations. A store whose clock can be set passes its own
+`wait`, so that the cases about expiry take no time.
 """
 
 from persistence.conformance.case import Case, ConformanceError, OpenStore, Wait, World

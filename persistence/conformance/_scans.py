@@ -175,7 +175,7 @@ async def a_long_scan_goes_over_many_pages(world: World) -> None:
 @cases.case()
 async def large_values_are_scanned(world: World) -> None:
     """Pages do not depend on the size of values."""
-    value = bytes(range(256)) * 1024
+    value = (bytes(range(256)) * 1024)[: world.store.limits.value_bytes]
     keys = [f"key/{number:02}" for number in range(20)]
     for key in keys:
         await world.set(key, value)

@@ -206,8 +206,9 @@ async def the_etag_of_a_multi_is_that_of_every_row_it_wrote(world: World) -> Non
     await world.set("kept", b"")
     await world.set("key/01", b"old")
     kept = await world.etag("kept")
-    keys = [f"key/{number:02}" for number in range(50)]
     operations: list[Operation] = [_check(world, "kept", kept), world.delete_request("absent")]
+    count = min(50, world.store.limits.operations - len(operations))
+    keys = [f"key/{number:02}" for number in range(count)]
     etag = await world.transactional.multi([*operations, *(world.set_request(key) for key in keys)])
     expect_equal([await world.etag(key) for key in keys], [etag] * len(keys), "etags")
     requests = [GetRequest(partition=world.partition, key=key) for key in keys]

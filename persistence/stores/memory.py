@@ -133,7 +133,7 @@ class MemoryStore(BaseStore):
         data = self._live_data()
         if not operations:
             return ""
-        return data.commit(prepare(operations, MEMORY.limits), self._now())
+        return data.commit(prepare(operations, self.limits), self._now())
 
     def scan(
         self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False

@@ -23,7 +23,7 @@ from persistence import (
     StoreUnavailableError,
 )
 from persistence.paging import Window
-from persistence.stores.postgresql import PostgresOptions, PostgresStore, from_url
+from persistence.stores.postgresql import PostgresOptions, PostgresStore, from_url, listening
 from persistence.stores.postgresql.dialect import DISTRIBUTED, POSTGRESQL, dialect_of
 from persistence.stores.postgresql.listening import Listener
 from persistence.stores.postgresql.locks import channel
@@ -505,6 +505,26 @@ async def test_what_others_say_on_the_channel_is_not_heard(url: str, payload: st
         await sql(url, f"SELECT pg_notify('{channel_of(url)}', '{payload}')")
         await store.set(put("k", partition="p"))
         await told(changes, "k")
+
+
+async def test_a_watch_outlives_what_nobody_has_foreseen(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with from_url(url) as store:
+        changes = store.watch("p", "")
+        assert (await anext(changes)).kind is ChangeKind.RESYNC
+
+        def fail_once(payload: str) -> Notice:
+            monkeypatch.undo()
+            raise RuntimeError(payload)
+
+        monkeypatch.setattr(listening, "read_payload", fail_once)
+        await store.set(put("k", partition="p"))
+        async with asyncio.timeout(20):
+            assert (await anext(changes)).kind is ChangeKind.RESYNC
+        await store.set(put("l", partition="p"))
+        await told(changes, "l")
+    assert "broke off" in caplog.text
 
 
 async def test_a_watch_that_writers_have_forgotten_begins_anew(url: str) -> None:

@@ -20,6 +20,7 @@ from persistence import (
     GetRequest,
     GetResponse,
     InvalidRequestError,
+    Limits,
     Operation,
     SetOptions,
     SetRequest,
@@ -73,6 +74,22 @@ async def test_what_a_store_does_not_declare_is_skipped_and_nothing_else() -> No
     needing = {case.name for case in conformance.CASES if case.needs}
     assert set(report.skipped) == needing
     assert set(report.passed) == {case.name for case in conformance.CASES} - needing
+    await keeper.aclose()
+
+
+class SmallStore(MemoryStore):
+    """Has room for what the suite needs at least."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(operations=10, transaction_bytes=8 * 1024, key_bytes=200, value_bytes=4 * 1024)
+
+
+async def test_a_store_is_asked_for_no_more_than_its_limits_allow() -> None:
+    clock = SetClock()
+    keeper = SmallStore("small", clock=clock)
+    report = await check_store(lambda: SmallStore("small", clock=clock), clock.wait)
+    assert not report.skipped
     await keeper.aclose()
 
 

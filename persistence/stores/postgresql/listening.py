@@ -107,6 +107,8 @@ class Listener:
                     await session.aclose()
             except (PersistenceError, psycopg.Error) as error:
                 _log.info("watches of %s are interrupted: %s", self._connector.where, error)
+            except Exception:  # noqa: BLE001  whatever it was, readers must not wait for ever
+                _log.exception("watches of %s broke off", self._connector.where)
             for watched in self._watched.values():
                 watched.registered = False
             await asyncio.sleep(pause)
