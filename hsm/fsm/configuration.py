@@ -43,6 +43,8 @@ _LONGEST_NAME: Final = 255
 _LONGEST_ID: Final = 512
 # Unreserved characters of RFC 3986: a name and a version are safe in a URL, and hold no separator of a key.
 _NAME: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
+_MOST_LISTED: Final = 20
 
 
 class WarningKind(enum.Enum):
@@ -136,7 +138,7 @@ def check_id(id: str, what: str) -> None:  # noqa: A002  the word of the field
         raise InvalidIdentifierError(f"{what} {id[:100]!r} is no Unicode text: {error}") from error
     if size > _LONGEST_ID:
         raise InvalidIdentifierError(f"{what} {id[:100]!r}... has {size} bytes; {_LONGEST_ID} are allowed")
-    if any(character < " " or "\x7f" <= character <= "\x9f" for character in id):
+    if _CONTROL(id):
         raise InvalidIdentifierError(f"{what} {id!r} holds a control character")
 
 
@@ -190,8 +192,9 @@ def _closure(start: str, next_states: Mapping[str, Sequence[str]]) -> frozenset[
 
 def _check_states(configuration: Configuration) -> None:
     seen: set[str] = set()
+    what = f"state of configuration {configuration.name!r}"
     for state in configuration.states:
-        check_id(state, f"state of configuration {configuration.name!r}")
+        check_id(state, what)
         if state in seen:
             raise DuplicateStateError(f"state {state!r} is declared twice in {configuration.name!r}")
         seen.add(state)
@@ -200,6 +203,7 @@ def _check_states(configuration: Configuration) -> None:
 def _check_transitions(configuration: Configuration) -> None:
     declared = set(configuration.states)
     seen: dict[tuple[str, str], str] = {}
+    events: set[str] = set()
     for transition in configuration.transitions:
         source = source_of(transition)
         for state in (source, transition.to):
@@ -212,7 +216,9 @@ def _check_transitions(configuration: Configuration) -> None:
             raise MissingEventNameError(
                 f"transition from {source!r} to {transition.to!r} of {configuration.name!r} names no event"
             )
-        check_id(transition.event, f"event of configuration {configuration.name!r}")
+        if transition.event not in events:
+            check_id(transition.event, f"event of configuration {configuration.name!r}")
+            events.add(transition.event)
         other = seen.get((source, transition.event))
         if other is not None:
             raise DuplicateTransitionError(
@@ -240,5 +246,7 @@ def _warnings(configuration: Configuration) -> Iterable[ConfigurationWarning]:
             )
 
 
-def _listed(states: Iterable[str]) -> str:
-    return ", ".join(map(repr, states))
+def _listed(states: Sequence[str]) -> str:
+    more = len(states) - _MOST_LISTED
+    listed = ", ".join(map(repr, states[:_MOST_LISTED]))
+    return f"{listed} and {more} more" if more > 0 else listed

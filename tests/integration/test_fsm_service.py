@@ -16,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc import StatusCode
 
+from hsm.fsm.configuration import with_defaults
 from hsm.fsm.database import DatabaseOptions, DatabaseStore
 from hsm.fsm.errors import (
     GenericStoreError,
@@ -179,6 +180,46 @@ class TestConfigurations:
         assert code == StatusCode.INVALID_ARGUMENT
         assert details
         assert (await client.GetAllConfigurations(named(""))).ids == []
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            Configuration(
+                name="large", states=[f"\U0001f6d1{n}" for n in range(20_000)], starting_state="no"
+            ),
+            configuration([("a", "b", "go"), ("a", "\U0001f6d1" * 50_000, "on")]),
+            configuration([("a", "b", "\U0001f6d1" * 50_000)]),
+            configuration([("a", "b", "go")], name="\U0001f6d1" * 50_000),
+        ],
+    )
+    async def test_what_is_wrong_with_a_large_one_is_told_in_few_words(
+        self, client: Client, sent: Configuration
+    ) -> None:
+        """Since a client takes no more of them, and would not learn of the code either."""
+        if sent.name != "large":
+            del sent.states[1:]
+        code, details = await refusal(client.PutConfiguration(sent))
+
+        assert code == StatusCode.INVALID_ARGUMENT
+        assert len(details) < 600
+
+    async def test_large_one_is_served(self, client: Client) -> None:
+        large = counter("large", 20_000)
+
+        await client.PutConfiguration(large)
+        await client.PutFiniteStateMachine(new_machine("m1", config_id="large:v1", state="s19999"))
+        await client.SendEvent(event_for("m1", "next", config="large", event_id="e1"))
+
+        assert (await outcome_of(client, "e1", "large")).outcome.code == EventOutcome.Ok
+        assert await client.GetConfiguration(named("large:v1")) == with_defaults(large)
+
+    async def test_not_everything_that_is_odd_is_said(self, client: Client) -> None:
+        lonely = [(f"s{number}", f"s{number}", "stay") for number in range(30_000)]
+
+        answer = await client.PutConfiguration(configuration(lonely, name="lonely"))
+
+        assert len(answer.warnings) == 101
+        assert answer.warnings[-1] == "and 29899 more warnings"
 
     async def test_what_is_odd_is_said(self, client: Client) -> None:
         odd = configuration([("a", "b", "go"), ("c", "a", "back")], start="a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -33,6 +34,7 @@ from persistence.proto.statemachine_pb2 import (
 __all__ = ["Calls", "EventSubmission"]
 
 _PAGE: Final = 500
+_MOST_WARNINGS: Final = 100
 
 
 class EventSubmission(Protocol):
@@ -67,13 +69,17 @@ class Calls:
             AlreadyExistsError: there is one of this name and version, be it the same.
         """
         complete = with_defaults(configuration)
-        warnings = check_valid(complete)
+        # A large one takes a while, and others need not wait for it.
+        warnings = await asyncio.to_thread(check_valid, complete)
         identity = identity_of(complete)
         try:
             await self._store.put_config(complete)
         except AlreadyExistsError as error:
             raise AlreadyExistsError(f"configuration {identity}") from error
-        return PutResponse(id=identity, config=complete, warnings=[each.message for each in warnings])
+        messages = [each.message for each in warnings[:_MOST_WARNINGS]]
+        if more := len(warnings) - len(messages):
+            messages.append(f"and {more} more warnings")
+        return PutResponse(id=identity, config=complete, warnings=messages)
 
     async def get_configuration(self, config_id: str) -> Configuration:
         """The configuration `name:version`.

@@ -31,6 +31,8 @@ from persistence.errors import (
 
 __all__ = ["status_of"]
 
+# Clients refuse headers of more than 8 KiB, in which each character may take twelve bytes.
+_LONGEST_TEXT: Final = 500
 _LOG: Final = logging.getLogger("hsm.fsm.service")
 
 _CODES: Final[tuple[tuple[type[BaseException], StatusCode], ...]] = (
@@ -68,10 +70,10 @@ def status_of(error: BaseException) -> tuple[StatusCode, str]:
     What a database says goes to the log, and not to the client: it may name hosts, keys and users.
     """
     if isinstance(error, CallRefusedError):
-        return StatusCode[error.refusal.name], str(error)
+        return StatusCode[error.refusal.name], _cut(str(error))
     code = _code_of(error)
     if code in _OURS or type(error) is BusyError:
-        return code, str(error)
+        return code, _cut(str(error))
     match code:
         case StatusCode.UNAVAILABLE:
             _LOG.warning("a call failed, as the store does not answer: %s", error)
@@ -82,6 +84,10 @@ def status_of(error: BaseException) -> tuple[StatusCode, str]:
         case _:
             _LOG.error("a call failed", exc_info=error)
             return code, "internal error"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
 
 
 def _code_of(error: BaseException) -> StatusCode:
