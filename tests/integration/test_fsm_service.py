@@ -18,14 +18,17 @@ from grpc import StatusCode
 
 from hsm.fsm.configuration import with_defaults
 from hsm.fsm.database import DatabaseOptions, DatabaseStore
+from hsm.fsm.domain import new_state_machine
 from hsm.fsm.errors import (
     GenericStoreError,
     InvalidDataError,
     StoreTimeoutError,
     TooManyAttemptsError,
 )
+from hsm.fsm.processor import ProcessorOptions
 from hsm.fsm.service import FSMServer
 from hsm.fsm.store import StoreManager
+from hsm.testing.faults import Call, FaultyStore
 from persistence.errors import TransactionTooLargeError
 from persistence.proto.statemachine_pb2 import (
     Configuration,
@@ -37,6 +40,7 @@ from persistence.proto.statemachine_pb2 import (
     HealthResponse,
     PutFsmRequest,
 )
+from persistence.stores.memory import MemoryStore
 from tests.support.fsm.configurations import configuration, counter, orders
 from tests.support.fsm.service import (
     Faulty,
@@ -668,6 +672,28 @@ class TestFailures:
             faulty.recover()
 
         assert code == StatusCode.DEADLINE_EXCEEDED
+
+    async def test_event_that_is_stored_as_its_deadline_passes_is_processed_soon(self) -> None:
+        """And not by a sweep at last."""
+        late = asyncio.Event()
+
+        async def answer_late(call: Call) -> None:
+            if call.method == "multi":
+                await late.wait()
+
+        patient = ProcessorOptions(sweep_interval=timedelta(days=1))
+        async with MemoryStore() as memory:
+            slow = FaultyStore(memory)
+            async with DatabaseStore(slow) as store, serving(store, processor=patient) as client:
+                await store.put_config(orders())
+                await store.put_state_machine("o1", new_state_machine(orders()))
+                slow.after = answer_late
+                event = event_for("o1", "accept", event_id="e1")
+                code, _ = await refusal(client.SendEvent(event, timeout=0.1))
+                late.set()
+
+                assert code == StatusCode.DEADLINE_EXCEEDED
+                assert (await outcome_of(client, "e1")).outcome.code == EventOutcome.Ok
 
 
 class _Impatient:
