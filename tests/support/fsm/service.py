@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
+from google.protobuf.wrappers_pb2 import StringValue
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
@@ -43,6 +44,10 @@ async def serving(store: StoreManager, **changes: Any) -> AsyncIterator[Statemac
     arguments = {name: changes.pop(name) for name in ("queues", "publisher", "telemetry") if name in changes}
     async with FSMServer(store, options(**changes), **arguments) as server, client_of(server.port) as client:
         yield client
+
+
+def named(value: str) -> StringValue:
+    return StringValue(value=value)
 
 
 @asynccontextmanager
