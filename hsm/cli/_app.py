@@ -40,10 +40,10 @@ _registry = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hsm-toolkit", prog_name="hsm")
 def cli() -> None:
-    """Durable state machines: deliver webhooks from a file, and look into a database."""
+    """Durable state machines: deliver webhooks, serve configured machines, and look into a database."""
 
 
-@cli.command()
+@cli.command(short_help="Deliver the requests in a file.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_database
 @click.option(
@@ -122,7 +122,7 @@ def dead(url: str, registry: str | None, replay: bool, tasks: tuple[str, ...]) -
     return run_command(_inspect.dead(out(), url, registry, tasks))
 
 
-@cli.command()
+@cli.command(short_help="See that a SIGKILL loses nothing.")
 @click.option("--count", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Deliveries.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the files here.")
 @click.option(
@@ -140,7 +140,7 @@ def demo(count: int, keep: Path | None, url: str | None) -> int:
         return run_command(_demo.demo(out(), count, folder, _chosen(url)))
 
 
-@cli.command()
+@cli.command(short_help="List the databases that can be used.")
 @click.option(
     "--db",
     "url",

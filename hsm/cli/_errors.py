@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from hsm.errors import HSMError
 
 __all__ = [
@@ -11,6 +14,7 @@ __all__ = [
     "LineError",
     "MalformedLineError",
     "OversizedLineError",
+    "needing",
     "one_line",
 ]
 
@@ -47,6 +51,21 @@ class ConflictingLineError(LineError):
 
 class DamagedRowError(LineError):
     """What the database has under this id cannot be read."""
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Imports that need an extra.
+
+    Raises:
+        CommandError: it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "hsm").partition(".")[0] == "hsm":
+            raise
+        raise CommandError(f"{what} needs {error.name}: pip install 'hsm-toolkit[{extra}]'") from error
 
 
 def one_line(error: BaseException) -> str:

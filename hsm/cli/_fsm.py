@@ -11,7 +11,7 @@ from typing import IO, Final
 import click
 
 from hsm.cli._database import URL_VARIABLE
-from hsm.cli._errors import CommandError
+from hsm.cli._errors import needing
 from hsm.cli._fsm_options import (
     SECONDS,
     TEXT,
@@ -38,7 +38,7 @@ _wait = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="JSON instead of YAML.")
 
 
-@click.group()
+@click.group(short_help="Serve configured machines, and talk to them.")
 def fsm() -> None:
     """Machines that come from configuration: serve them, and talk to them.
 
@@ -48,7 +48,7 @@ def fsm() -> None:
     """
 
 
-@fsm.command()
+@fsm.command(short_help="Store machines from YAML, and send events.")
 @click.argument("file", type=click.File("rb"), metavar="FILE")
 @click.option("--replace", is_flag=True, help="Write machines anew that exist already.")
 @_wait
@@ -65,7 +65,7 @@ def apply(file: IO[bytes], replace: bool, wait: float, target: TargetOptions) ->
     return run_command(command)
 
 
-@fsm.command()
+@fsm.command(short_help="Send an event to a machine.")
 @click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
 @click.argument("machine", type=TEXT, metavar="ID")
 @click.argument("event", type=TEXT, metavar="EVENT")
@@ -105,7 +105,7 @@ def get() -> None:
     """Show a configuration, a machine, an event, or its outcome."""
 
 
-@get.command("configuration")
+@get.command("configuration", short_help="Show a configuration, or list them.")
 @click.argument("name", type=TEXT, required=False, default="", metavar="[NAME[:VERSION]]")
 @_json
 @target_options
@@ -114,7 +114,7 @@ def get_configuration(name: str, as_json: bool, target: TargetOptions) -> int:
     return run_command(_load("_fsm_show").configuration(out(), name, as_json, target))
 
 
-@get.command("machine")
+@get.command("machine", short_help="Show a machine with its history.")
 @click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
 @click.argument("machine", type=TEXT, metavar="ID")
 @_json
@@ -144,7 +144,7 @@ def get_outcome(configuration: str, event_id: str, as_json: bool, target: Target
     return run_command(_load("_fsm_show").outcome(out(), configuration, event_id, as_json, target))
 
 
-@fsm.command()
+@fsm.command(short_help="Count machines by state.")
 @click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
 @click.option("--list", "state", type=TEXT, metavar="STATE", help="List the machines in this state instead.")
 @_json
@@ -154,7 +154,7 @@ def states(configuration: str, state: str | None, as_json: bool, target: TargetO
     return run_command(_load("_fsm_show").states(out(), configuration, state, as_json, target))
 
 
-@fsm.command()
+@fsm.command(short_help="Draw a configuration or a machine.")
 @click.argument("configuration", type=TEXT, metavar="NAME:VERSION")
 @click.option(
     "--format",
@@ -171,7 +171,7 @@ def diagram(configuration: str, language: str, machine: str, target: TargetOptio
     return run_command(_load("_fsm_diagram").draw(configuration, machine, language, target))
 
 
-@fsm.command()
+@fsm.command(short_help="Serve machines by gRPC and from queues.")
 @click.option(
     "--db",
     "url",
@@ -332,9 +332,5 @@ def serve(
 
 def _load(module: str) -> ModuleType:
     """A module that needs the extra `fsm`, which the other commands do not."""
-    try:
+    with needing("fsm", "this command"):
         return importlib.import_module(f"hsm.cli.{module}")
-    except ImportError as error:
-        if (error.name or "hsm").partition(".")[0] == "hsm":
-            raise
-        raise CommandError(f"this command needs {error.name}: pip install 'hsm-toolkit[fsm]'") from error

@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 from rich.console import Console
 
+from hsm.cli._errors import CommandError, needing
 from hsm.cli._fsm_options import DatabaseOptions, KeepingOptions
 from hsm.cli._fsm_target import open_machines
 from hsm.fsm.service import (
@@ -23,6 +24,7 @@ from hsm.fsm.service import (
     ServerOptions,
     ServerTLS,
     ServiceTelemetry,
+    TLSFileError,
 )
 
 __all__ = ["ServeOptions", "configure_logging", "serve"]
@@ -94,12 +96,15 @@ async def serve(out: Console, options: ServeOptions) -> int:
             telemetry=_telemetry() if options.otel else None,
         )
         stop = _stop_signal()
-        async with server:
-            host = options.listen.rpartition(":")[0]
-            # What a program waits for that has started us.
-            out.print(f"serving on {host}:{server.port}", markup=False, highlight=False, soft_wrap=True)
-            await server.run(stop)
-            _LOG.info("ending")
+        try:
+            await stack.enter_async_context(server)
+        except TLSFileError as error:
+            raise CommandError(f"{error}; without TLS: --insecure") from error
+        host = options.listen.rpartition(":")[0]
+        # What a program waits for that has started us.
+        out.print(f"serving on {host}:{server.port}", markup=False, highlight=False, soft_wrap=True)
+        await server.run(stop)
+        _LOG.info("ending")
     return 0
 
 
@@ -138,9 +143,10 @@ async def _messages(
     queues: list[MessageQueue] = []
     publisher: OutcomePublisher | None = None
     if options.sqs_events or options.sqs_outcomes:
-        from aiobotocore.session import AioSession  # noqa: PLC0415 - needs an extra
+        with needing("sqs", "Amazon SQS"):
+            from aiobotocore.session import AioSession  # noqa: PLC0415 - needs an extra
 
-        from hsm.fsm.service import sqs  # noqa: PLC0415 - likewise
+            from hsm.fsm.service import sqs  # noqa: PLC0415 - likewise
 
         session = AioSession()
         where = sqs.SQSOptions(
@@ -156,7 +162,8 @@ async def _messages(
                 sqs.sqs_publisher(options.sqs_outcomes, where, session=session)
             )
     if options.stream_events or options.stream_outcomes:
-        from hsm.fsm.service import redis_streams  # noqa: PLC0415 - needs an extra
+        with needing("redis", "a stream"):
+            from hsm.fsm.service import redis_streams  # noqa: PLC0415 - needs an extra
 
         url = options.stream_url
         if options.stream_events:
@@ -175,7 +182,8 @@ async def _messages(
 
 
 def _telemetry() -> ServiceTelemetry:
-    from hsm.fsm.service.otel import OpenTelemetry  # noqa: PLC0415 - needs an extra
+    with needing("otel", "--otel"):
+        from hsm.fsm.service.otel import OpenTelemetry  # noqa: PLC0415 - needs an extra
 
     return OpenTelemetry()
 

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 from hsm.cli._database import refuse_memory
-from hsm.cli._errors import CommandError
+from hsm.cli._errors import CommandError, needing
 from hsm.cli._fsm_options import DatabaseOptions, KeepingOptions, TargetOptions
 from hsm.errors import HSMError
 from hsm.fsm.database import DatabaseOptions as StoreOptions, DatabaseStore
@@ -37,7 +37,6 @@ from persistence.proto.statemachine_pb2 import (
 )
 from persistence.proto.statemachine_pb2_grpc import StatemachineServiceStub
 from persistence.settings import Properties, host_and_port
-from persistence.stores.redis.settings import parse_url
 
 if TYPE_CHECKING:
     from persistence.proto.statemachine_pb2_grpc import StatemachineServiceAsyncStub
@@ -136,7 +135,10 @@ async def checked(call: Awaitable[T]) -> T:
         return await call
     except grpc.aio.AioRpcError as error:
         code = error.code()
-        raise CallError(code, error.details() or "no details") from error
+        details = error.details() or "no details"
+        if "handshake" in details.lower():
+            details += "; a service that was started with --insecure is called with --insecure"
+        raise CallError(code, details) from error
     except (HSMError, PersistenceError) as error:
         code, _ = status_of(error)
         raise CallError(code, str(error)) from error
@@ -179,6 +181,9 @@ async def open_machines(
 
 def _redis_layout(options: DatabaseOptions, kept: Mapping[str, Any]) -> RedisStore:
     """The store of a URL whose query may hold `timeout` (seconds), `max_retries`, and the files of TLS."""
+    with needing("redis", "--redis-layout"):
+        from persistence.stores.redis.settings import parse_url  # noqa: PLC0415 - needs an extra
+
     target, texts = parse_url(options.url)
     with Properties("Redis", texts) as properties:
         return RedisStore(

@@ -35,12 +35,12 @@ _interval = click.option(
 )
 
 
-@click.group("ping-registry")
+@click.group("ping-registry", short_help="An example: a workflow made of events.")
 def ping_registry() -> None:
     """Ask the servers of a registry whether they are there: an example of a workflow made of events."""
 
 
-@ping_registry.command("serve-registry")
+@ping_registry.command("serve-registry", short_help="Run the daemon of a registry.")
 @_database
 @_namespace
 @click.option(

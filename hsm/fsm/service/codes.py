@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from grpc import StatusCode
-
 from hsm.errors import BusyError, RetryLaterError
 from hsm.fsm.errors import (
     AlreadyExistsError,
@@ -28,6 +26,13 @@ from persistence.errors import (
     PersistenceError,
     StoreUnavailableError,
 )
+
+try:
+    from grpc import StatusCode
+except ImportError as _error:
+    raise ImportError(
+        "the service of configured machines needs gRPC: pip install 'hsm-toolkit[fsm]'", name=_error.name
+    ) from _error
 
 __all__ = ["status_of"]
 
