@@ -73,6 +73,14 @@ class Client(Asking):
         reuse = chance.choice(list(ReusePolicy))
         tasks = [self._world.new_task(f"t{mark}.{number}") for number in range(chance.choice([0, 1, 2]))]
         key, history = self._key(), chance.random() < 0.2
+        added = chance.choice(["", "x"])
+
+        def first(root: Node) -> None:
+            append(f"did {mark}s {{}} {f'+{added}' if added else '-'}", *tasks)(root)
+            if added:
+                child = root.add_child(child_key(added), Ledger([f"born {mark}"]))
+                append(f"did {mark}s {{}} -")(child)
+
         for _ in range(3):
             ref = await self._ask(
                 record,
@@ -81,7 +89,7 @@ class Client(Asking):
                     Ledger([f"start {mark}"]),
                     machine_type=_ROOT,
                     request_id=mark,
-                    on_start=append(f"did {mark}s {{}} -", *tasks),
+                    on_start=first,
                     conflict=conflict,
                     reuse=reuse,
                     history=history,

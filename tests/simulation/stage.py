@@ -78,7 +78,7 @@ class Stage:
             self.ids.append("kid")
         self.engines = chance.choice([1, 2, 2, 3])
         self.measures = chance.random() < 0.5
-        self.requests = chance.choice([4, 6, 8])
+        self.requests = chance.choice([4, 8, 12])
         self.over = False
 
     def _options(self) -> EngineOptions:
