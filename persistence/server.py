@@ -159,17 +159,26 @@ class ServerStore(BatchedStore):
 
     async def bulk_values(self, partition: str, keys: Sequence[str]) -> Sequence[bytes | None]:
         """The values of keys of one partition, in order; None for what is absent or expired."""
-        self.check_open()
         limit = self.limits.key_bytes
-        slots = [(partition, key) for key in keys if check_key(partition, key) <= limit]
+        with self.in_use():
+            found = await self._read_values(
+                partition, [key for key in keys if check_key(partition, key) <= limit]
+            )
+        return [found.get(key) for key in keys]
+
+    async def _read_values(self, partition: str, keys: Sequence[str]) -> Mapping[str, bytes | None]:
+        """Read values; those of absent and expired rows may be left out.
+
+        Read with whole rows unless the backend knows better.
+        """
+        slots = [(partition, key) for key in keys]
         rows = await self._gatherer(partition, eventual=False).get_all(slots)
-        values: list[bytes | None] = []
-        for key in keys:
-            row = rows.get((partition, key))
+        found: dict[str, bytes | None] = {}
+        for (_, key), row in rows.items():
             if isinstance(row, PersistenceError):
                 raise row
-            values.append(None if row is None else row.data)
-        return values
+            found[key] = row.data
+        return found
 
     def _gatherer(self, partition: str, *, eventual: bool) -> Gatherer:
         place = (self._place_of(partition), eventual)

@@ -311,6 +311,7 @@ async def test_many_large_values_are_read_in_pieces(url: str) -> None:
         await store.bulk_set([put(name, value) for name in names])
         rows = await store.bulk_get([GetRequest(key=name) for name in (*names, "absent")])
         assert [row.data for row in rows] == [value] * 7 + [None]
+        assert await store.bulk_values("", [*names, "absent"]) == [value] * 7 + [None]
         assert await keys(store) == names
         backwards = [(item.key, item.value == value) async for item in store.scan("", "", "", reverse=True)]
         assert backwards == [(name, True) for name in reversed(names)]
@@ -352,6 +353,7 @@ async def test_no_statement_reads_the_whole_table_or_sorts(url: str) -> None:
             "delete-family": ["'p'", "'key/7||'", "'key/7|}'", "7"],
             "etags": slots,
             "rows": ["1000", *slots],
+            "values": ["1000", "'p'", slots[1]],
             "any-expired": [],
             "delete-expired": ["1000"],
             "renew": ["60", "'me'", texts, "20"],

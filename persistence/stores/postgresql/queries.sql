@@ -86,6 +86,15 @@ FROM (
     ) AS r
 ) AS sized
 
+-- :values
+-- Values alone, of one partition, bounded as above.
+SELECT k, CASE WHEN before IS NULL OR before < %b THEN v END
+FROM (
+    SELECT k, v, sum(octet_length(v)) OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+    FROM {schema}.kv
+    WHERE p = %b AND k = ANY (%b::text[]) AND (expires IS NULL OR expires > statement_timestamp())
+) AS sized
+
 -- :scan
 -- The page ends with the row by which it has the bytes that a page shall have.
 SELECT k, v, etag FROM (

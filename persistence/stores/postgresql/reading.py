@@ -20,6 +20,7 @@ __all__ = ["Reader"]
 
 _PAGE_BYTES: Final = 1024 * 1024
 _ANSWER_BYTES: Final = 16 * 1024 * 1024
+_MAX_KEYS: Final = 1000
 
 
 class Reader:
@@ -56,6 +57,23 @@ class Reader:
             else:
                 found[slot] = GetResponse(value, etag, expiry_metadata(expires), content_type)
         return left
+
+    async def values(self, partition: str, keys: Sequence[str]) -> Mapping[str, bytes | None]:
+        """Values by key, absent and expired ones left out; many, or large ones, take several round trips."""
+        found: dict[str, bytes | None] = {}
+        for first in range(0, len(keys), _MAX_KEYS):
+            left = keys[first : first + _MAX_KEYS]
+            while left:
+                rows = await self._pool.run(partial(self._some_values, partition, left))
+                left = [key for key, value in rows if value is None]
+                found.update(rows)
+        return found
+
+    async def _some_values(
+        self, partition: str, keys: Sequence[str], session: Session
+    ) -> Sequence[tuple[str, bytes | None]]:
+        """Values by key; None for those for which there was no room."""
+        return await session.rows(self._sql["values"], (Int8(_ANSWER_BYTES), partition, Texts(keys)))
 
     async def page(self, window: Window, rows: int) -> Page:
         """Rows from the beginning of a window, fewer if their values are large."""

@@ -137,6 +137,9 @@ class PostgresStore(ServerStore):
     async def _read_rows(self, slots: Sequence[Slot], *, eventual: bool) -> Mapping[Slot, GetResponse]:  # noqa: ARG002  there is one server
         return await self._opened().reader.rows(slots)
 
+    async def _read_values(self, partition: str, keys: Sequence[str]) -> Mapping[str, bytes | None]:
+        return await self._opened().reader.values(partition, keys)
+
     async def _read_page(self, window: Window, rows: int) -> Page:
         return await self._opened().reader.page(window, rows)
 
