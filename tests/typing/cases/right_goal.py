@@ -80,7 +80,14 @@ async def use(durable: DurableEngine) -> None:
 
 lamp = transitions(Lamp)
 turn_on = lamp.change([Power.OFF], Power.ON)
-planner = Planner([turn_on])
+
+
+@lamp.move([Power.ON], Power.OFF)
+def turn_off(lamp: Lamp, who: str) -> None: ...
+
+
+# mypy finds no common type of transitions on different events, unless it is told to look for one.
+planner = Planner[Power]([turn_on, turn_off])
 assert_type(planner.plan(Power.OFF, Power.ON), tuple[Step[Power], ...])
 
 
