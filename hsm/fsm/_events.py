@@ -37,9 +37,18 @@ from hsm.fsm.errors import (
 from hsm.fsm.store import Acceptance, AcceptedEvent, Notification
 from persistence.errors import ETagMismatchError
 from persistence.options import prefix_end
-from persistence.proto.fsm_pb2 import EventRow
+from persistence.proto.fsm_pb2 import EventRow, OutcomeRow
 from persistence.proto.statemachine_pb2 import Event, EventOutcome, EventRequest, EventResponse
-from persistence.store import DeleteRequest, EngineStore, GetRequest, GetResponse, SetRequest
+from persistence.store import (
+    ABSENT,
+    Absent,
+    CheckRequest,
+    DeleteRequest,
+    EngineStore,
+    GetRequest,
+    GetResponse,
+    SetRequest,
+)
 
 __all__ = ["Events"]
 
@@ -61,30 +70,35 @@ class Events:
 
     async def get(self, event_id: str, name: str) -> Event:
         """An event, or `NotFoundError`."""
-        row, _ = await self._row(event_id, name)
-        if row is None:
+        found = await self._event(event_id, name)
+        if found is None:
             raise NotFoundError(f"{name}#{event_id}")
-        return row.event
+        return found
 
     async def put(self, event: Event, name: str, metadata: Mapping[str, str]) -> None:
         """Store an event, unless there is another of its id."""
-        check_stored_id(event.event_id, "event id")
+        event_id = event.event_id
+        check_stored_id(event_id, "event id")
+        partition = self._partition(name)
         request = SetRequest(
-            partition=self._partition(name),
-            key=event_key(event.event_id),
+            partition=partition,
+            key=event_key(event_id),
             value=EventRow(event=event).SerializeToString(),
             metadata=metadata,
             options=IF_ABSENT,
         )
+        outcome: str | Absent = ABSENT
         while True:
             try:
-                await self._store.multi((request,))
+                await self._store.multi((request, CheckRequest(partition, outcome_key(event_id), outcome)))
             except ETagMismatchError as error:
-                row, _ = await self._row(event.event_id, name)
-                if row is None:
-                    continue  # it has expired meanwhile
-                if row.event != event:
-                    raise AlreadyExistsError(f"{name}#{event.event_id}") from error
+                found = await self._event(event_id, name)
+                if found is None:
+                    # It has expired meanwhile; or it has an outcome that does not say what it was.
+                    outcome = (await self._get(outcome_key(event_id), name)).etag or ABSENT
+                    continue
+                if found != event:
+                    raise AlreadyExistsError(f"{name}#{event_id}") from error
             return
 
     async def add_outcome(
@@ -95,7 +109,7 @@ class Events:
         request = SetRequest(
             partition=self._partition(name),
             key=outcome_key(event_id),
-            value=outcome.SerializeToString(),
+            value=OutcomeRow(outcome=outcome).SerializeToString(),
             metadata=metadata,
             options=IF_ABSENT,
         )
@@ -159,7 +173,8 @@ class Events:
         pending = SetRequest(
             partition=partition, key=pending_key(request.id, position), value=request.SerializeToString()
         )
-        await self._store.multi((first, pending))
+        no_outcome = CheckRequest(partition, outcome_key(request.event.event_id), ABSENT)
+        await self._store.multi((first, pending, no_outcome))
 
     async def _pending_row(self, name: str, row: EventRow) -> AcceptedEvent | None:
         key = pending_key(row.machine_id, row.position)
@@ -255,11 +270,22 @@ class Events:
             return None, None
         return decode(EventRow.FromString, response.data, f"event {event_id!r}"), response.etag
 
+    async def _event(self, event_id: str, name: str) -> Event | None:
+        row, _ = await self._row(event_id, name)
+        if row is not None:
+            return row.event
+        outcome = await self._outcome_row(event_id, name)
+        return outcome.event if outcome is not None and outcome.HasField("event") else None
+
     async def _outcome(self, event_id: str, name: str) -> EventOutcome | None:
+        row = await self._outcome_row(event_id, name)
+        return None if row is None else row.outcome
+
+    async def _outcome_row(self, event_id: str, name: str) -> OutcomeRow | None:
         response = await self._get(outcome_key(event_id), name)
         if response.data is None:
             return None
-        return decode(EventOutcome.FromString, response.data, f"outcome of event {event_id!r}")
+        return decode(OutcomeRow.FromString, response.data, f"outcome of event {event_id!r}")
 
     async def _get(self, key: str, name: str) -> GetResponse:
         return await self._store.get(GetRequest(partition=self._partition(name), key=key))

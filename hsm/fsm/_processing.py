@@ -32,7 +32,7 @@ from hsm.fsm.errors import (
 from hsm.fsm.outcomes import outcome_of
 from hsm.fsm.store import AcceptedEvent
 from persistence.errors import CommitOutcomeUnknownError, ETagMismatchError, TransactionTooLargeError
-from persistence.proto.fsm_pb2 import EventRow
+from persistence.proto.fsm_pb2 import EventRow, OutcomeRow
 from persistence.proto.statemachine_pb2 import EventOutcome, EventRequest, EventResponse
 from persistence.store import DeleteRequest, EngineStore, GetRequest, Operation, SetRequest
 
@@ -55,26 +55,33 @@ class Recorder:
         """Event and outcome; the event is pending no more. Fails if there is an outcome already."""
         request = event.request
         event_id = request.event.event_id
+        row = OutcomeRow(outcome=outcome)
+        # One row costs less than two, and lives as long as both of them.
+        together = not event.position and self.event_metadata == self.outcome_metadata
+        if together:
+            row.event.CopyFrom(request.event)
         operations: list[Operation] = [
             SetRequest(
                 partition=partition,
                 key=outcome_key(event_id),
-                value=outcome.SerializeToString(),
+                value=row.SerializeToString(),
                 metadata=self.outcome_metadata,
                 options=IF_ABSENT,
             )
         ]
+        if together:
+            return operations
         if event.damage is not None:
             key = damaged_key(request.id, event.position)
             operations.append(SetRequest(partition=partition, key=key, value=event.damage))
         elif not event.position or self.event_metadata:
             # One that was accepted is kept for as long as it is pending; its time to live begins now.
-            row = EventRow(event=request.event, machine_id=request.id, position=event.position)
+            sent = EventRow(event=request.event, machine_id=request.id, position=event.position)
             operations.append(
                 SetRequest(
                     partition=partition,
                     key=event_key(event_id),
-                    value=row.SerializeToString(),
+                    value=sent.SerializeToString(),
                     metadata=self.event_metadata,
                 )
             )
@@ -201,7 +208,8 @@ class Processing:
             if entry.error is not None:
                 raise entry.error
             if entry.data is not None:
-                known[event_id] = decode(EventOutcome.FromString, entry.data, f"outcome of {event_id!r}")
+                row = decode(OutcomeRow.FromString, entry.data, f"outcome of {event_id!r}")
+                known[event_id] = row.outcome
         settled = [
             DeleteRequest(partition=partition, key=pending_key(event.request.id, event.position))
             for event in events

@@ -15,8 +15,8 @@ The partition `fsm/<namespace>/<name>` holds everything about the machines of a 
 | `m/<machine>` | `MachineRow`: a machine, without history |
 | `h/<machine>/<number>` | `Event`: one event of its history; the number has 20 digits |
 | `s/<state>/<machine>` | the machine is in this state |
-| `e/<event>` | `EventRow`: an event as it was sent |
-| `o/<event>` | `EventOutcome` |
+| `e/<event>` | `EventRow`: an event as it was sent, if it waited for its outcome |
+| `o/<event>` | `OutcomeRow`: an outcome, and an event that did not wait for it |
 | `p/<machine>/<position>` | `EventRequest`: accepted, without an outcome yet |
 | `x/<position>` | `EventResponse`: somebody is to be told of it |
 | `d/<machine>/<position>` | what stood in place of a pending event, and was none |

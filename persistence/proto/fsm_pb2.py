@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from persistence.proto import statemachine_pb2 as persistence_dot_proto_dot_statemachine__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpersistence/proto/fsm.proto\x12\x16hsm.persistence.fsm.v1\x1a$persistence/proto/statemachine.proto\"\x9d\x01\n\nMachineRow\x12\x11\n\tconfig_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x15\n\rhistory_first\x18\x04 \x01(\x04\x12\x14\n\x0chistory_next\x18\x05 \x01(\x04\x12\x15\n\rhistory_swept\x18\x06 \x01(\x04\x12\x17\n\x0fhistory_dropped\x18\x07 \x01(\x04\"[\n\x08\x45ventRow\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.statemachine.v1beta.Event\x12\x12\n\nmachine_id\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpersistence/proto/fsm.proto\x12\x16hsm.persistence.fsm.v1\x1a$persistence/proto/statemachine.proto\"\x9d\x01\n\nMachineRow\x12\x11\n\tconfig_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x15\n\rhistory_first\x18\x04 \x01(\x04\x12\x14\n\x0chistory_next\x18\x05 \x01(\x04\x12\x15\n\rhistory_swept\x18\x06 \x01(\x04\x12\x17\n\x0fhistory_dropped\x18\x07 \x01(\x04\"[\n\x08\x45ventRow\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.statemachine.v1beta.Event\x12\x12\n\nmachine_id\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"k\n\nOutcomeRow\x12\x32\n\x07outcome\x18\x01 \x01(\x0b\x32!.statemachine.v1beta.EventOutcome\x12)\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1a.statemachine.v1beta.Eventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,4 +36,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MACHINEROW']._serialized_end=251
   _globals['_EVENTROW']._serialized_start=253
   _globals['_EVENTROW']._serialized_end=344
+  _globals['_OUTCOMEROW']._serialized_start=346
+  _globals['_OUTCOMEROW']._serialized_end=453
 # @@protoc_insertion_point(module_scope)

@@ -77,3 +77,26 @@ class EventRow(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["event", b"event", "machine_id", b"machine_id", "position", b"position"]) -> None: ...
 
 global___EventRow = EventRow
+
+@typing.final
+class OutcomeRow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: builtins.int
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def outcome(self) -> persistence.proto.statemachine_pb2.EventOutcome: ...
+    @property
+    def event(self) -> persistence.proto.statemachine_pb2.Event:
+        """The event as it was sent, if it went to its machine at once: it then needs no row of its own."""
+
+    def __init__(
+        self,
+        *,
+        outcome: persistence.proto.statemachine_pb2.EventOutcome | None = ...,
+        event: persistence.proto.statemachine_pb2.Event | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "outcome", b"outcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "outcome", b"outcome"]) -> None: ...
+
+global___OutcomeRow = OutcomeRow

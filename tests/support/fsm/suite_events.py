@@ -272,6 +272,32 @@ class EventsSuite:
         with pytest.raises(InvalidDataError):
             await store.put_event(event("accept", ""), "orders")
 
+    async def test_event_that_was_processed_is_known(self, world: World) -> None:
+        store = await with_order(world)
+        await store.tx_process_event("1", "orders", event("accept", "e1"))
+
+        await store.put_event(event("accept", "e1"), "orders")
+        with pytest.raises(AlreadyExistsError):
+            await store.put_event(event("ship", "e1"), "orders")
+
+        assert await store.get_event("e1", "orders") == event("accept", "e1")
+        acceptance = await store.accept_event(request("ship", "e1"))
+        assert (acceptance.pending, acceptance.outcome is not None) == (None, True)
+
+    async def test_event_may_come_after_its_outcome(self, world: World) -> None:
+        store = await with_order(world)
+        outcome = EventOutcome(code=EventOutcome.GenericError, id="1", config="orders")
+        for id_ in ("e1", "e2"):
+            await store.add_event_outcome(id_, "orders", outcome)
+
+        await store.put_event(event("accept", "e1"), "orders")
+
+        assert await store.get_event("e1", "orders") == event("accept", "e1")
+        assert await store.get_outcome_for_event("e1", "orders") == outcome
+        assert await store.tx_process_event("1", "orders", event("accept", "e1")) == outcome
+        assert (await store.accept_event(request("accept", "e2"))).outcome == outcome
+        assert (await store.get_state_machine("1", "orders")).state == "start"
+
     async def test_outcome_is_added_once(self, world: World) -> None:
         store = await world.open()
         ok, failed = EventOutcome(id="1"), EventOutcome(code=EventOutcome.InternalError, id="1")
@@ -332,6 +358,17 @@ class EventsSuite:
         await gone(world, lambda: keeper.get_event("e1", "orders"))
         await gone(world, lambda: keeper.get_event("e2", "orders"))
         assert len((await keeper.get_state_machine("1", "orders")).history) == 2
+
+    async def test_outcome_outlives_its_event(self, world: World) -> None:
+        await with_order(world)
+        store = await world.open(event_ttl=timedelta(seconds=1))
+        await store.tx_process_event("1", "orders", event("accept", "e1"))
+        await store.accept_event(request("ship", "e2"))
+        await store.process_events(await store.pending_events("1", "orders"))
+
+        for id_ in ("e1", "e2"):
+            await gone(world, partial(store.get_event, id_, "orders"))
+            assert (await store.get_outcome_for_event(id_, "orders")).code == EventOutcome.Ok
 
     async def test_event_is_forgotten_with_its_outcome(self, world: World) -> None:
         await with_order(world)

@@ -222,7 +222,6 @@ async def test_everything_about_an_event_is_one_transaction(
     kinds = sorted((type(each).__name__, each.key.partition("/")[0]) for each in others)
     assert kinds == [
         ("DeleteRequest", "s"),
-        ("SetRequest", "e"),
         ("SetRequest", "h"),
         ("SetRequest", "o"),
         ("SetRequest", "s"),
