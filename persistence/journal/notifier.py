@@ -143,20 +143,25 @@ class Notifier:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, store: WatchableStore, changes: AsyncIterator[Change]) -> None:
+    async def _watch(self, store: WatchableStore, changes: AsyncIterator[Change] | None) -> None:
         while True:
             try:
+                if changes is None:
+                    changes = store.watch(self._partition, HISTORIES)
+                    self.post(None)
                 async for change in changes:
                     self.post(history_of(change.key) if change.kind is ChangeKind.KEY else None)
             except StoreClosedError:
                 break
             except PersistenceError as error:
                 _logger.warning("cannot watch for new events, and will try again: %s", error)
-                await sleep(self._clock, self._interval_ns)
-                changes = store.watch(self._partition, HISTORIES)
-                self.post(None)
+            except Exception:
+                # Whatever it is, those who wait must not be forgotten.
+                _logger.exception("cannot watch for new events, and will try again")
             else:
                 break
+            changes = None
+            await sleep(self._clock, self._interval_ns)
         # The store was closed, which whoever waits learns when they read.
         self.post(None)
 
@@ -178,6 +183,11 @@ class Notifier:
                 return
             except PersistenceError as error:
                 _logger.warning("cannot look for new events: %s", error)
+                self.post(None)
+                continue
+            except Exception:
+                # As above.
+                _logger.exception("cannot look for new events")
                 self.post(None)
                 continue
             for history, answer in zip(histories, answers, strict=True):

@@ -32,7 +32,7 @@ from persistence.proto.journal_pb2 import (
     HistoryHead,
     HistoryMark,
 )
-from persistence.store import DeleteRequest, GetRequest, Operation
+from persistence.store import DeleteRequest, GetRequest, Item, Operation
 
 __all__ = ["CollectReport", "Retention", "RetentionOptions", "TrimPolicy", "TrimReport"]
 
@@ -271,9 +271,14 @@ class Retention:
     async def _each(
         self, act: Callable[[UUID, Head], Awaitable[None]], failures: list[tuple[UUID, Exception]]
     ) -> None:
-        async for history, value, etag in self._histories():
+        async for item in self._histories():
             try:
-                await act(history, Head(parse_head(history, value), etag))
+                history = history_of(item.key)
+            except ValueError:
+                _logger.error("the row %r has no place in a journal", item.key)  # noqa: TRY400  it is no error of ours
+                continue
+            try:
+                await act(history, Head(parse_head(history, item.value), item.etag))
             except ConflictError:
                 _logger.info("history %s changes; it has its turn in the next run", history)
             except (StoreClosedError, StoreUnavailableError):
@@ -285,14 +290,14 @@ class Retention:
                 self._journal.observer.collection_failed(history, error)
                 failures.append((history, error))
 
-    async def _histories(self) -> AsyncIterator[tuple[UUID, bytes, str]]:
-        """All histories there are, read batch by batch, so that no scan stays open while we work."""
+    async def _histories(self) -> AsyncIterator[Item]:
+        """The rows of all histories, read batch by batch, so that no scan stays open while we work."""
         store, partition = self._journal.store, self._journal.partition
         start, end = HISTORIES, prefix_end(HISTORIES)
         while True:
             items = [item async for item in store.scan(partition, start, end, limit=self._batch)]
             for item in items:
-                yield history_of(item.key), item.value, item.etag
+                yield item
             if len(items) < self._batch:
                 return
             start = items[-1].key + "/"

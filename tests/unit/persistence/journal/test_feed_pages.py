@@ -98,14 +98,15 @@ async def test_many_small_blocks_are_read_together(store: EngineStore) -> None:
 
 
 async def test_blocks_are_about_a_page(journal: Journal) -> None:
-    await journal.commit(HISTORY, numbered(*range(650)), EPOCH)
+    most = min(journal.store.limits.operations - 2, 650)
+    await journal.commit(HISTORY, numbered(*range(most)), EPOCH)
     await asyncio.gather(*(journal.commit(uuid4(), numbered(1, 2, 3), EPOCH) for _ in range(400)))
-    assert await journal.feed.last_position() == 1850
+    assert await journal.feed.last_position() == most + 1200
 
     blocks = [FeedBlock.FromString(item.value) for item in await rows(journal.store, journal, "g/")]
     sizes = [sum(block.counts) for block in blocks]
 
-    assert sum(sizes) == 1850
+    assert sum(sizes) == most + 1200
     assert [block.first_position for block in blocks] == [1 + sum(sizes[:n]) for n in range(len(sizes))]
     assert all(size <= 500 or len(block.counts) == 1 for size, block in zip(sizes, blocks, strict=True))
     assert len(blocks) <= 12

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -12,7 +13,7 @@ from hsm.testing import Call, FakeClock, FaultyStore
 from persistence.errors import StoreClosedError, StoreUnavailableError
 from persistence.features import require
 from persistence.journal import NO_VC, Journal, JournalObserver, JournalOptions, Subscription
-from persistence.store import EngineStore, Feature
+from persistence.store import Change, ChangeKind, EngineStore, Feature
 from tests.support.histories import codes, numbered
 
 HISTORY, OTHER = uuid4(), uuid4()
@@ -226,3 +227,57 @@ async def test_whoever_waits_learns_that_the_store_was_closed(watching: bool, cl
         with pytest.raises(StoreClosedError):
             async with asyncio.timeout(30):
                 await following
+
+
+class Breaking(FaultyStore):
+    """A store whose watches break off, each with the next of the errors; the last one goes on."""
+
+    def __init__(self, inner: EngineStore, errors: list[Exception]) -> None:
+        super().__init__(inner)
+        self.errors = errors
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return super().features | {Feature.WATCH}
+
+    def watch(self, partition: str, prefix: str) -> AsyncIterator[Change]:
+        assert prefix == "h/"
+        assert partition
+        if self.errors and isinstance(self.errors[0], StoreClosedError):
+            raise self.errors[0]
+        return self._changes()
+
+    async def _changes(self) -> AsyncIterator[Change]:
+        if self.errors:
+            raise self.errors.pop(0)
+        await asyncio.Event().wait()
+        yield Change(ChangeKind.RESYNC)
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailableError("the line went dead"), ZeroDivisionError()], ids=type
+)
+async def test_watch_that_breaks_off_is_begun_again(
+    store: EngineStore, clock: FakeClock, error: Exception
+) -> None:
+    broken = Breaking(store, [error, error])
+    journal = Journal(broken, "tests", clock=clock)
+    async with journal.subscribe(HISTORY) as subscription:
+        for _ in range(2):
+            await clock.skip(timedelta(seconds=1))
+            assert await signalled(subscription) == frozenset()
+
+        await clock.skip(timedelta(seconds=1))
+        assert broken.errors == []
+
+
+async def test_whoever_waits_learns_that_the_store_was_closed_while_it_could_not_be_watched(
+    store: EngineStore, clock: FakeClock
+) -> None:
+    journal = Journal(
+        Breaking(store, [StoreUnavailableError("down"), StoreClosedError("closed")]), "tests", clock=clock
+    )
+    async with journal.subscribe(HISTORY) as subscription:
+        await clock.skip(timedelta(seconds=1))
+
+        assert await signalled(subscription) == frozenset()

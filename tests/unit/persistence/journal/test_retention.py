@@ -307,6 +307,18 @@ async def test_history_that_fails_does_not_stop_the_others(
     assert "retention of history" in caplog.text
 
 
+async def test_row_of_no_history_does_not_stop_a_run(
+    journal: Journal, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await filled(journal, 1)
+    await journal.delete(HISTORY, NO_VC)
+    await journal.store.set(SetRequest(key="h/0", value=b"", partition=journal.partition))
+    clock.advance(MONTH)
+
+    assert (await retention(journal).collect()).emptied == 1
+    assert "'h/0'" in caplog.text
+
+
 async def test_many_histories_are_gone_through_in_batches(journal: Journal, clock: FakeClock) -> None:
     histories = [uuid4() for _ in range(7)]
     for history in histories:
