@@ -147,31 +147,28 @@ async def test_a_watch_that_would_be_told_nothing_is_not_offered(url: str) -> No
 async def test_a_store_outlives_its_pooler_and_the_server_behind_it(new_server: NewServer) -> None:
     pooler = new_server("pgbouncer")
     assert isinstance(pooler, PgBouncer)
-    acknowledged = 0
+    acknowledged: asyncio.Queue[str] = asyncio.Queue()
 
-    async def write(store: PostgresStore, number: int) -> None:
-        nonlocal acknowledged
-        for turn in range(30):
+    async def write(store: PostgresStore, partition: str) -> None:
+        for turn in range(100):
             while True:
                 try:
-                    await store.set(SetRequest(key=f"{number}/{turn}", value=b"", partition=f"{number}"))
+                    await store.set(SetRequest(key=f"{turn}", value=b"", partition=partition))
                 except (StoreUnavailableError, CommitOutcomeUnknownError):
                     await asyncio.sleep(0.02)
                 else:
-                    acknowledged += 1
+                    acknowledged.put_nowait(partition)
                     break
-            await asyncio.sleep(0.02)
 
+    partitions = [f"p{number}" for number in range(5)]
     async with from_url(pooler.fresh_url()) as store:
         async with asyncio.TaskGroup() as group:
-            for number in range(5):
-                group.create_task(write(store, number))
-            await asyncio.sleep(0.1)
+            for partition in partitions:
+                group.create_task(write(store, partition))
             for each in (pooler, pooler.server):
+                for _ in range(50):
+                    await acknowledged.get()
                 await asyncio.to_thread(each.kill)
-                await asyncio.sleep(0.1)
                 await asyncio.to_thread(each.start)
-                await asyncio.sleep(0.1)
-        rows = [len([item async for item in store.scan(f"{number}", "", "")]) for number in range(5)]
-        assert rows == [30] * 5
-        assert acknowledged == 150
+        rows = [len([item async for item in store.scan(each, "", "")]) for each in partitions]
+        assert rows == [100] * len(partitions)
