@@ -137,8 +137,11 @@ def locate(execution: Execution, ref: Ref, claim: QueuedTask | None) -> Node:
 
 def check_pending(node: Node, claim: QueuedTask) -> None:
     """Tell a task that has run elsewhere, or was replaced, though it holds itself still valid."""
-    if all(task.id != claim.id for task in node._tasks):
-        raise StaleReferenceError(f"task {claim.id} is not pending any more")
+    task_id = claim.id
+    for task in node._tasks:
+        if task.id == task_id:
+            return
+    raise StaleReferenceError(f"task {task_id} is not pending any more")
 
 
 def check_open(execution: Execution) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -23,17 +24,27 @@ class HasSearchAttributes(Protocol):
         ...
 
 
+Bound: TypeAlias = int | float | str | datetime | None
+
+
+def _check_bound(_: Between, attribute: attrs.Attribute[Bound], value: Bound) -> None:
+    if isinstance(value, datetime) and value.utcoffset() is None:
+        raise ValueError(f"{attribute.name} {value.isoformat()} has no time zone")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{attribute.name} is no number")
+
+
 @attrs.frozen
 class Between:
     """Matches values from `low` on, below `high`; None is no bound. For numbers, text and times.
 
     Attributes:
-        low: the least value that matches.
+        low: the least value that matches; a time is aware.
         high: the first value that is too great.
     """
 
-    low: int | float | str | datetime | None = None
-    high: int | float | str | datetime | None = None
+    low: Bound = attrs.field(default=None, validator=_check_bound)
+    high: Bound = attrs.field(default=None, validator=_check_bound)
 
     def matches(self, value: SearchValue) -> bool:
         """Whether a value is within the bounds; one of another type is not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -239,6 +240,14 @@ async def test_token_that_is_none_is_refused(world: World, database: Database, t
     async with TestEngine(world.registry, database.store) as engine:
         with pytest.raises(ValueError, match="token"):
             await engine.page(token=token)
+
+
+@pytest.mark.parametrize("bound", [datetime(2030, 1, 1), math.nan])  # noqa: DTZ001 - that is what is wrong
+def test_bound_that_compares_with_nothing_is_refused(bound: float | datetime) -> None:
+    with pytest.raises(ValueError, match="low"):
+        Between(low=bound)
+    with pytest.raises(ValueError, match="high"):
+        Between(high=bound)
 
 
 async def test_page_of_nothing_is_refused(world: World, database: Database) -> None:
