@@ -24,7 +24,7 @@ from hsm.components.callback import (
     State,
     Unavailable,
 )
-from hsm.engine import Backoff, EngineOptions
+from hsm.engine import Backoff, Breaker, EngineOptions
 from hsm.testing import Call, FaultyStore, TestEngine
 from persistence.errors import CommitOutcomeUnknownError, PersistenceError, StoreBusyError
 from persistence.stores.memory import MemoryStore
@@ -124,6 +124,14 @@ async def test_retry_after_is_the_shortest_pause_within_reason(asked: float, giv
         pause = (data.next_attempt_time - engine.now()).total_seconds()
         assert pause == given if given is not None else 0.8 <= pause <= 1
         await engine.run_until_idle()
+
+
+async def test_receiver_that_asks_for_years_closes_its_queue_within_reason() -> None:
+    script = Script([Unavailable("later", retry_after=timedelta(days=3650)), Confirmed()])
+    async with TestEngine(script.registry(), options=EngineOptions(breaker=Breaker(failures=1))) as engine:
+        await start(engine)
+        await engine.skip(timedelta(days=1, minutes=1))
+        assert (await callback(engine)).state is State.SUCCEEDED
 
 
 async def test_last_attempt_that_fails_is_the_end() -> None:
