@@ -16,9 +16,12 @@ from hsm.errors import (
     TerminalError,
 )
 
-__all__ = ["Circuit", "Gate"]
+__all__ = ["LONGEST_PAUSE_NANOS", "Circuit", "Gate"]
 
 _NANOS: Final = 10**9
+LONGEST_PAUSE_NANOS: Final = 36_525 * 86_400 * _NANOS
+"""A century: an int64 and a datetime hold the sum with any present time, whatever somebody asks for."""
+
 # A destination that nobody has called for so long is as good as unknown.
 _FORGOTTEN_AFTER: Final = 600 * _NANOS
 # The task itself is at fault, and its destination was not asked.

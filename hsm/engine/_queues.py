@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from hsm.engine._alarm import Alarm
-from hsm.engine._gates import Circuit, Gate, verdict
+from hsm.engine._gates import LONGEST_PAUSE_NANOS, Circuit, Gate, verdict
 from hsm.engine._policies import Policies
 from hsm.engine._rows import QueuedTask, QueueKey
 from hsm.engine._task_queue import TaskQueue
@@ -213,7 +213,8 @@ class Dispatcher:
             gate = queue.gate = gate or Gate()
             gate.circuit = Circuit()
         asked = error.retry_after if isinstance(error, DestinationDownError) else None
-        gate.circuit.judge(task.id, well, now, breaker, 0 if asked is None else nanos_of(asked))
+        pause = 0 if asked is None else min(nanos_of(asked), LONGEST_PAUSE_NANOS)
+        gate.circuit.judge(task.id, well, now, breaker, pause)
 
     def delay(self, task: QueuedTask, until_nanos: int) -> None:
         """Let a task that has just run wait for its next try."""

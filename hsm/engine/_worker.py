@@ -9,6 +9,7 @@ from typing import Final
 
 from hsm.engine._executions import Executions
 from hsm.engine._family import OwnExecutor
+from hsm.engine._gates import LONGEST_PAUSE_NANOS
 from hsm.engine._limits import TimeLimits
 from hsm.engine._loader import Loader
 from hsm.engine._logs import engine_logger, of_task
@@ -43,7 +44,6 @@ __all__ = ["Worker"]
 _log: Final = engine_logger()
 _MAX_ERROR_TEXT: Final = 4000
 _NANOS: Final = 10**9
-_LONGEST_PAUSE: Final = 36_525 * 86_400 * _NANOS  # a century: an int64 holds the sum with any present time
 
 
 class Worker:
@@ -228,7 +228,7 @@ class Worker:
         pause = self._policies.backoff(task.task, error).delay(attempt, self._options.random)
         if asked is not None:
             pause = max(pause, asked)
-        return min(round(pause.total_seconds() * _NANOS), _LONGEST_PAUSE)
+        return min(round(pause.total_seconds() * _NANOS), LONGEST_PAUSE_NANOS)
 
     async def _acknowledge(self, task: QueuedTask) -> None:
         """Take the task off its node and out of its queue, in one commit; off the queue alone if need be."""

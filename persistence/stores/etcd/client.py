@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, TypeVar
 
-from grpc import ChannelCredentials, StatusCode
+from grpc import StatusCode
 from grpc.aio import AioRpcError, UnaryUnaryMultiCallable
 
+from persistence.errors import StoreUnavailableError
 from persistence.proto import etcd_pb2
-from persistence.stores.etcd.connection import Connection
+from persistence.stores.etcd.connection import Connection, read_credentials
 from persistence.stores.etcd.failures import is_lost, needs_token, translate
 from persistence.stores.etcd.settings import Cluster, EtcdOptions
 
@@ -42,14 +44,17 @@ class Client:
         request_seconds: what a request and its repetitions have in all.
     """
 
-    def __init__(
-        self, cluster: Cluster, options: EtcdOptions, credentials: ChannelCredentials | None
-    ) -> None:
+    def __init__(self, cluster: Cluster, options: EtcdOptions) -> None:
+        """Make a client, which connects when it is needed.
+
+        Raises:
+            StoreUnavailableError: a file for TLS cannot be read.
+        """
         self.cluster: Cluster = cluster
         self.revision: int = 0
         self.request_seconds: float = min(options.request_timeout.total_seconds(), _MOST_SECONDS)
         self._options = options
-        self._credentials = credentials
+        self._credentials = read_credentials(cluster, options)
         self._turn = 0
         self._connection = self.new_connection()
         self._old: set[asyncio.Task[None]] = set()
@@ -58,7 +63,10 @@ class Client:
         self._known = not cluster.user
 
     def new_connection(self) -> Connection:
-        """Another connection, to the member whose turn it is."""
+        """Another connection, to the member whose turn it is, with certificates that may be new."""
+        # While files are replaced they may not be there; those from before may still do.
+        with suppress(StoreUnavailableError):
+            self._credentials = read_credentials(self.cluster, self._options)
         endpoints = self.cluster.endpoints
         return Connection(endpoints[self._turn % len(endpoints)], self._options, self._credentials)
 

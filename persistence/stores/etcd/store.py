@@ -19,7 +19,6 @@ from persistence.server import ServerStore
 from persistence.store import Change, Feature, Limits
 from persistence.stores.etcd.capacity import Capacity
 from persistence.stores.etcd.client import Client
-from persistence.stores.etcd.connection import read_credentials
 from persistence.stores.etcd.deleting import delete_family
 from persistence.stores.etcd.keys import Keyspace
 from persistence.stores.etcd.leases import Leases
@@ -109,7 +108,7 @@ class EtcdStore(ServerStore):
 
     async def _open(self, properties: Mapping[str, str]) -> None:
         options = self._options = self._options.changed(properties)
-        client = Client(self._cluster, options, read_credentials(self._cluster, options))
+        client = Client(self._cluster, options)
         keyspace = Keyspace(options.prefix)
         capacity = Capacity()
         try:

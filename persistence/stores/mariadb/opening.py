@@ -159,7 +159,6 @@ class Opener:
     def __init__(self, address: MariaDBAddress, options: MariaDBOptions) -> None:
         self._address = address
         self._options = options
-        self._tls = tls_context(options)
         place = options.socket or host_and_port(address.host, address.port)
         self.where: str = f"database {address.database!r} at {place}"
 
@@ -170,9 +169,10 @@ class Opener:
             StoreUnavailableError: there is no server, it refuses us, or is not one `to_write` to.
         """
         session: Session | None = None
+        tls = tls_context(self._options)  # each time, as the certificates may be new
         try:
             async with asyncio.timeout(self._options.connect_timeout.total_seconds()):
-                session = await connect_session(self._address, self._options.socket, self._tls)
+                session = await connect_session(self._address, self._options.socket, tls)
                 *_, answer = await session.run(f"{_COMMON_SETTINGS};{_READ_VARIABLES}")
                 facts = ServerFacts(session.server_version, dict(answer.rows))
                 if to_write:

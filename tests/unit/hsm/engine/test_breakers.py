@@ -328,6 +328,19 @@ async def test_engine_tells_of_its_queues(world: World, database: Database, ther
         ]
 
 
+async def test_destination_that_asks_for_eternity_is_told_of_like_any_other(
+    world: World, database: Database, there: Destination
+) -> None:
+    there.error = DestinationDownError(OSError("refused"), retry_after=timedelta.max)
+    async with TestEngine(world.registry, database.store, small(breaker=Breaker(failures=1))) as engine:
+        await started(engine, "job", Lasting("call"))
+        await started(engine, "other", Lasting("call"))
+        await engine.drain()
+        open_until = queue_of(engine).open_until
+        assert open_until is not None
+        assert open_until > engine.now() + 365 * 24 * 60 * MINUTE
+
+
 @pytest.mark.parametrize("well", [True, False])
 def test_answer_to_a_call_of_before_is_no_answer_to_the_probe(well: bool) -> None:
     circuit, breaker = Circuit(), Breaker(failures=1, open_time=MINUTE)
