@@ -28,6 +28,7 @@ from hsm.engine import Backoff, Breaker, EngineOptions
 from hsm.testing import Call, FaultyStore, TestEngine
 from persistence.errors import CommitOutcomeUnknownError, PersistenceError, StoreBusyError
 from persistence.stores.memory import MemoryStore
+from tests.support.jobs import small
 
 URL = "https://example.org/hook"
 KEY = ExecutionKey("test", "1")
@@ -128,7 +129,7 @@ async def test_retry_after_is_the_shortest_pause_within_reason(asked: float, giv
 
 async def test_receiver_that_asks_for_years_closes_its_queue_within_reason() -> None:
     script = Script([Unavailable("later", retry_after=timedelta(days=3650)), Confirmed()])
-    async with TestEngine(script.registry(), options=EngineOptions(breaker=Breaker(failures=1))) as engine:
+    async with TestEngine(script.registry(), options=small(breaker=Breaker(failures=1))) as engine:
         await start(engine)
         await engine.skip(timedelta(days=1, minutes=1))
         assert (await callback(engine)).state is State.SUCCEEDED
