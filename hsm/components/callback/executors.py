@@ -161,7 +161,8 @@ class _Executors:
         if self._observer is not None:
             self._observer(ref, state)
         if isinstance(outcome, Unavailable):
-            raise DestinationDownError(None, outcome.retry_after)
+            asked = outcome.retry_after
+            raise DestinationDownError(None, asked and min(asked, self._options.longest_retry_after))
 
     async def _save(self, env: Environment, ref: Ref, note: Callable[[Node], State]) -> State:
         """Store what came of an attempt, patiently: without it, the request would be sent once more."""
