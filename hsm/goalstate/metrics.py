@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -76,7 +77,9 @@ class Metrics:
         attributes = {"hsm.goalstate.engine": engine, "hsm.goalstate.action": action}
         if error is not None:
             attributes["error.type"] = type(error).__qualname__
-            self._failures.add(1, attributes.copy())
+            # The end of the engine is nobody's failure.
+            if not isinstance(error, asyncio.CancelledError):
+                self._failures.add(1, attributes.copy())
         self._duration.record(seconds, attributes)
 
     def failed(self, engine: str, error: BaseException) -> None:

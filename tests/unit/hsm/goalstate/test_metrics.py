@@ -57,6 +57,19 @@ async def test_engine_measures_its_work() -> None:
     assert points(reader, "total") == {}
 
 
+async def test_run_that_the_end_of_the_engine_breaks_off_is_no_failure() -> None:
+    clock, blocked = FakeClock(), Blocked()
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader]).get_meter("test")
+    engine = Engine(steady(clock, name="lights", metrics=Metrics(meter)))
+    await engine.start()
+    engine.enqueue(Light("a", todo=[blocked.action()]))
+    await clock.skip(SECOND)
+    await engine.stop(drain=False)
+    assert {name.split()[-1] for name in points(reader, "run.duration")} == {"CancelledError"}
+    assert points(reader, "failures") == {}
+
+
 def test_nothing_of_opentelemetry_is_imported_before_there_is_a_meter() -> None:
     program = "import hsm.goalstate, sys; print('opentelemetry' in sys.modules, 'sqlite3' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
