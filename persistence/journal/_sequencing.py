@@ -76,6 +76,11 @@ class Sequencer:
             while await self._sequence_some():
                 pass
 
+    async def advance(self) -> bool:
+        """Give some commits their positions, a few pages of them; whether there may be more."""
+        async with self._lock:
+            return await self._sequence_some()
+
     async def _sequence_some(self) -> bool:
         """Move some commits; whether there may be more."""
         # Read first: if it is the same when the commits move, nobody else has moved any meanwhile.

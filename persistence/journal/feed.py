@@ -123,8 +123,8 @@ class Feed:
             TranscodingError: an event cannot be decoded.
         """
         stretch = await self._stretch(after, limit)
-        if not stretch:
-            await self._sequencer.sequence()
+        # Page by page: of what nobody has read for long, the first one shall not wait for the last one.
+        while not stretch and await self._sequencer.advance():
             stretch = await self._stretch(after, limit)
         if not stretch or stretch.first != after + 1:
             await self._check(after, bool(stretch))

@@ -112,6 +112,27 @@ async def test_blocks_are_about_a_page(journal: Journal) -> None:
     assert len(blocks) <= 12
 
 
+async def test_first_page_of_a_long_queue_does_not_wait_for_the_last_one(journal: Journal) -> None:
+    most = min(journal.store.limits.operations - 2, 900)
+    version = EPOCH
+    for number in range(6 * 900 // most):
+        version = (await journal.commit(HISTORY, numbered(*[number] * most), version)).version
+    waiting = len(await rows(journal.store, journal, "o/"))
+
+    assert positions(list(await journal.feed.read())) == list(range(1, 501))
+    assert 0 < len(await rows(journal.store, journal, "o/")) < waiting
+    assert await journal.feed.last_position() == waiting * most
+    assert await rows(journal.store, journal, "o/") == []
+
+
+async def test_page_beyond_the_end_is_empty(journal: Journal) -> None:
+    await journal.commit(HISTORY, numbered(1, 2), EPOCH)
+
+    assert await journal.feed.read(2) == []
+    assert await journal.feed.read(7) == []
+    assert await journal.feed.known_position() == 2
+
+
 async def test_page_ends_where_the_feed_is_trimmed_meanwhile(store: EngineStore) -> None:
     """Half of the page was read when the other half went away."""
     faulty = FaultyStore(store)
