@@ -17,6 +17,7 @@ from hsm.fsm import (
     EventStore,
     FSMStore,
     MachineTransition,
+    Notification,
     RedisStore,
     RedisStoreOptions,
     StoreManager,
@@ -47,6 +48,10 @@ async def use(store: StoreManager, configuration: Configuration) -> None:
         pending = await store.pending_events(id_, name)
         assert_type(pending, Sequence[AcceptedEvent])
         await store.process_events(pending)
+        assert_type(pending[0].damage, bytes | None)
+    async for notification in store.notifications("orders"):
+        assert_type(notification, Notification)
+    await store.sweep()
 
 
 async def tell(response: EventResponse) -> None: ...
