@@ -229,6 +229,20 @@ def _retention() -> AbstractContextManager[Any]:
     return patch.object(_deletion, "delete", at_once)
 
 
+def _replaced() -> AbstractContextManager[Any]:
+    return patch.object(_transaction, "check_pending", lambda node, claim: None)
+
+
+def _latecomers() -> AbstractContextManager[Any]:
+    tell = Planner._tell_family
+
+    def once(self: Planner, row: Any, *own: Task) -> None:
+        if row.close_nanos != self.execution.row.close_nanos:
+            tell(self, row, *own)
+
+    return patch.object(Planner, "_tell_family", once)
+
+
 def _rates() -> AbstractContextManager[Any]:
     return patch.object(_Bucket, "empty_until", lambda self, now: None)
 
@@ -259,6 +273,8 @@ BREAKS: Final[dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] 
     "starts": ("nobody knows whether a child was started already", _starts),
     "refreshes": ("a refresh leaves the old tasks where they are", _refreshes),
     "retention": ("executions are deleted whether or not they have anything left to do", _retention),
+    "replaced": ("tasks that others have taken the place of are carried out", _replaced),
+    "latecomers": ("children of parents that have closed already go on", _latecomers),
     "rates": ("the rates of queues are not kept to", _rates),
     "breakers": ("circuit breakers let everything through", _breakers),
 }
