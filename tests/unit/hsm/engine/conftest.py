@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from hsm.testing import FakeClock
+from hsm.testing import FakeClock, TestEngine
+from tests.support.clusters import EAST, RETENTION, WEST, Side, Two
 from tests.support.databases import Database, new_database
-from tests.support.jobs import World
+from tests.support.jobs import World, small
 from tests.support.servers import KINDS, Server
 
 
@@ -39,3 +41,22 @@ def clock() -> FakeClock:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.fixture
+async def two(
+    world: World, database: Database, clock: FakeClock, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Two]:
+    (tmp_path / "west").mkdir()
+    kind = request.node.callspec.params["database"]
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(
+            new_database(kind if kind in {"memory", "sqlite"} else "memory", tmp_path / "west")
+        )
+        sides: list[Side] = []
+        for opened, cluster in ((database, EAST), (other, WEST)):
+            engine = TestEngine(
+                world.registry, opened.store, small(cluster=cluster, retention=RETENTION), clock=clock
+            )
+            sides.append(Side(opened, await stack.enter_async_context(engine)))
+        yield Two(*sides)
