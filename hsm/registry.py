@@ -102,16 +102,15 @@ class Registry:
                 for definition in self._machines.values()
                 if getattr(definition, "data_type", None) is class_
             )
+        if len(found) == 1:
+            return found[0]
+        name = class_.__qualname__
         if not found:
             raise NotRegisteredError(
-                f"no registered machine type says that it holds a {class_.__qualname__}:"
+                f"no registered machine type says that it holds a {name}:"
                 " call `register_machine` first, or name the type"
             )
-        if len(found) > 1:
-            raise NotRegisteredError(
-                f"{len(found)} registered machine types hold a {class_.__qualname__}; name the type"
-            )
-        return found[0]
+        raise NotRegisteredError(f"{len(found)} registered machine types hold a {name}; name the type")
 
     def register_task(
         self,

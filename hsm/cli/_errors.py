@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from hsm.errors import HSMError
@@ -54,7 +54,7 @@ class DamagedRowError(LineError):
 
 
 @contextmanager
-def needing(extra: str, what: str) -> Iterator[None]:
+def needing(extra: str, what: str) -> Generator[None, None, None]:
     """Imports that need an extra.
 
     Raises:

@@ -295,8 +295,7 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
 
     def _claim(self, ref: Ref, *, keep: bool = False) -> QueuedTask | None:
         """The running task that a reference comes from: what it writes is written once."""
-        if not isinstance(ref, Ref):
-            raise TypeError(f"{ref!r} is no Ref: `Ref(key)` is the root of an execution")
+        _check_reference(ref)
         if not ref.task_id:
             return None
         task = self._dispatcher.get(ref.task_id)
@@ -350,3 +349,9 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
 
     def _wake_watchers(self, key: ExecutionKey) -> None:
         self._waiters.wake(key)
+
+
+def _check_reference(ref: object) -> None:
+    """A key in its place is the usual mistake, and would be found out about by its missing parts."""
+    if not isinstance(ref, Ref):
+        raise TypeError(f"{ref!r} is no Ref: `Ref(key)` is the root of an execution")
