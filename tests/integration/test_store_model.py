@@ -277,8 +277,10 @@ TestSqliteStore.settings = settings(MODEL_SETTINGS, max_examples=40)
 @pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
 def test_store_on_a_server(kind: str, server_of: Callable[[str], Server]) -> None:
+    server = server_of(kind)
+
     def make_backend(_: Path) -> Backend:
-        url = server_of(kind).fresh_url()
+        url = server.fresh_url()
         return Backend(kind, lambda: cast("FullStore", connect(url)), SetClock())  # it declares all of it
 
     class ServerMachine(StoreMachine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import shutil
@@ -110,8 +111,5 @@ def _copy(package: Path) -> Path:
     if libraries.exists():
         shutil.copytree(libraries, folder.path / libraries.name)
     folder.path.chmod(0o755)  # for the user that the server drops to
-    _copies.append(folder)  # its guard ends with this process
+    atexit.register(folder.remove)
     return copy
-
-
-_copies: list[Folder] = []
