@@ -65,7 +65,8 @@ class EventProcessor:
     other. What the store refuses for the moment is tried again; an event that can never be processed gets an
     outcome that says so.
 
-    Outcomes are given to `publish`, at least once each, if the store keeps notifications of them.
+    Outcomes are given to `publish`, at least once each, if the store keeps notifications of them: those of
+    one machine in their order, those of several at the same time.
 
     Use it as an async context manager. At the end it accepts nothing more, and processes what it has
     accepted; what the store keeps it from stays pending, and so may an event whose sender gave up while the
