@@ -24,7 +24,7 @@ from hsm.engine._transaction import (
     roll_back,
     seal,
 )
-from hsm.engine._translation import translated
+from hsm.engine._translation import translated, unkeepable
 from hsm.engine.clock import nanos_of
 from hsm.engine.ids import IdSource
 from hsm.engine.options import EngineOptions
@@ -220,22 +220,26 @@ class Executions(Cache):
 
         Raises:
             NotActiveError: another cluster writes to the execution.
+            SerializationError: a text cannot be kept.
         """
         if execution.foreign:
             check_open(execution)
-        return plan(
-            self._registry,
-            self._ids,
-            execution,
-            now_nanos,
-            claim=claim,
-            keep_claim=keep_claim,
-            removed=removed,
-            amend=amend,
-            retention_nanos=self._retention,
-            remembered=self._options.remembered_requests,
-            refresh=refresh,
-        )
+        try:
+            return plan(
+                self._registry,
+                self._ids,
+                execution,
+                now_nanos,
+                claim=claim,
+                keep_claim=keep_claim,
+                removed=removed,
+                amend=amend,
+                retention_nanos=self._retention,
+                remembered=self._options.remembered_requests,
+                refresh=refresh,
+            )
+        except UnicodeEncodeError as error:
+            raise unkeepable(error) from error
 
     async def commit(
         self,

@@ -14,7 +14,7 @@ from hsm.engine._executions import Executions
 from hsm.engine._operate import has_seen
 from hsm.engine._planner import Amendment
 from hsm.engine._transaction import begin, end, plain, seal
-from hsm.engine._translation import translated
+from hsm.engine._translation import translated, unkeepable
 from hsm.engine.cluster import Cluster
 from hsm.engine.policies import ConflictPolicy, ReusePolicy
 from hsm.errors import (
@@ -118,8 +118,13 @@ class Starter:
 
         Raises:
             ExecutionAlreadyStartedError: another request has started an execution with this id.
+            SerializationError: the run id or the request id cannot be kept.
         """
         found: str | None = None
+        try:
+            f"{start.key.run_id}{start.request_id}".encode()
+        except UnicodeEncodeError as error:
+            raise unkeepable(error) from error
         while True:
             try:
                 return await self._create(start, [], [], found)

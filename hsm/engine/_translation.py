@@ -1,11 +1,16 @@
-"""Translation: what an error of the store means for whoever has asked an engine, and for a task."""
+"""Translation: what errors from below mean for whoever has asked an engine, and for a task."""
 
 from __future__ import annotations
 
-from hsm.errors import CommitOutcomeUnknownError, StorageUnavailableError, TransactionTooLargeError
+from hsm.errors import (
+    CommitOutcomeUnknownError,
+    SerializationError,
+    StorageUnavailableError,
+    TransactionTooLargeError,
+)
 from persistence import errors as storage
 
-__all__ = ["translated"]
+__all__ = ["translated", "unkeepable"]
 
 
 def translated(error: storage.PersistenceError) -> Exception:
@@ -17,3 +22,8 @@ def translated(error: storage.PersistenceError) -> Exception:
     if isinstance(error, storage.StoreUnavailableError):
         return StorageUnavailableError(str(error))
     return error
+
+
+def unkeepable(error: UnicodeEncodeError) -> SerializationError:
+    """The error for a text with lone surrogates, which neither messages nor stores take."""
+    return SerializationError(f"{error.object[:80]!r} cannot be kept: {error}")
