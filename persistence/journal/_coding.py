@@ -48,7 +48,7 @@ class Coding:
         if codec is None:
             return data, _NONE
         try:
-            return codec.encode(data, self._place + history.bytes + id_), codec.name
+            return _bytes(codec.encode(data, self._place + history.bytes + id_)), codec.name
         except Exception as error:
             raise TranscodingError(history, id_, codec.name, f"it cannot be encoded: {error!r}") from error
 
@@ -64,7 +64,7 @@ class Coding:
         if codec is None:
             raise TranscodingError(history, id_, name, "no codec of this name was given to the journal")
         try:
-            return codec.decode(stored, self._place + history.bytes + id_)
+            return _bytes(codec.decode(stored, self._place + history.bytes + id_))
         except Exception as error:
             raise TranscodingError(history, id_, name, f"it cannot be decoded: {error!r}") from error
 
@@ -103,3 +103,10 @@ class Coding:
         if not has_header(data, id_, parent):
             raise CorruptHistoryError(history, id_, "its content belongs to another event")
         return data
+
+
+def _bytes(made: object) -> bytes:
+    """What a codec has made; it is the user's, who may have had no type checker."""
+    if isinstance(made, bytes):
+        return made
+    raise TypeError(f"the codec has made {type(made).__qualname__}, not bytes")

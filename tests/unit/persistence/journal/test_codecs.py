@@ -125,6 +125,35 @@ async def test_event_that_cannot_be_encoded_is_not_committed(store: EngineStore)
     assert await rows(store, journal) == []
 
 
+class Mutable(ZlibCodec):
+    """Makes what looks like bytes in one direction."""
+
+    def __init__(self, direction: str) -> None:
+        super().__init__()
+        self._direction = direction
+
+    def encode(self, data: bytes, context: bytes) -> bytes:
+        made = super().encode(data, context)
+        return bytearray(made) if self._direction == "encode" else made  # type: ignore[return-value]  # on purpose
+
+    def decode(self, data: bytes, context: bytes) -> bytes:
+        made = super().decode(data, context)
+        return bytearray(made) if self._direction == "decode" else made  # type: ignore[return-value]  # on purpose
+
+
+async def test_codec_that_does_not_make_bytes_is_told(store: EngineStore) -> None:
+    with pytest.raises(TranscodingError, match="bytearray") as caught:
+        await journal_of(store, Mutable("encode")).commit(HISTORY, numbered(1), NO_VC)
+    assert caught.value.codec == "zlib"
+
+    journal = journal_of(store, Mutable("decode"))
+    await journal.commit(HISTORY, numbered(1), NO_VC)
+    with pytest.raises(TranscodingError, match="bytearray"):
+        await codes(journal, HISTORY)
+    with pytest.raises(TranscodingError, match="bytearray"):
+        await journal.feed.read()
+
+
 async def test_encoded_events_are_told_apart_by_what_they_were(store: EngineStore) -> None:
     """The stored bytes of one event differ each time, and committing it again is no mismatch."""
     journal = journal_of(store, Sealed("k", b"k" * 32), hash_chain=True)
