@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from persistence.errors import StoreCorruptError
+from persistence.errors import StoreCorruptError, StoreUnavailableError
 
 __all__ = ["Migration", "SchemaVersion", "missing_migrations"]
 
@@ -35,11 +35,14 @@ class SchemaVersion(NamedTuple):
     oldest: int = 0
 
 
-def missing_migrations(known: Sequence[Migration], found: SchemaVersion, where: str) -> Sequence[Migration]:
+def missing_migrations(
+    known: Sequence[Migration], found: SchemaVersion, where: str, *, create: bool
+) -> Sequence[Migration]:
     """The migrations that a database still needs; none if it is newer, but works with this release.
 
     Raises:
         StoreCorruptError: a newer release has changed it so that this one must not touch it.
+        StoreUnavailableError: it needs some, and without `create` nothing is to be made or changed.
     """
     newest = known[-1].version
     if found.oldest > newest:
@@ -47,4 +50,11 @@ def missing_migrations(known: Sequence[Migration], found: SchemaVersion, where: 
             f"{where} has schema version {found.version}, which needs a release that knows version"
             f" {found.oldest}; this one knows versions up to {newest}"
         )
-    return [migration for migration in known if migration.version > found.version]
+    missing = [migration for migration in known if migration.version > found.version]
+    if missing and not create:
+        if not found.version:
+            raise StoreUnavailableError(f"there is no store in {where}")
+        raise StoreUnavailableError(
+            f"{where} has the older version {found.version}, and create=false forbids to change it"
+        )
+    return missing

@@ -62,34 +62,44 @@ async def open_schema(client: Client, keyspace: Keyspace, *, create: bool) -> No
     answer = await client.ask(lambda connection: connection.txn, look)
     rows = answer.responses[0].response_range.kvs
     if not answer.succeeded:
-        _check(rows[0].value, where)
+        found = _read_mark(rows[0].value, where)
+        if missing_migrations(MIGRATIONS, found, where, create=create):
+            as_it_was = etcd_pb2.Compare(
+                target=etcd_pb2.Compare.MOD, key=keyspace.meta, mod_revision=rows[0].mod_revision
+            )
+            await _write_mark(client, keyspace, as_it_was, where)
         return
     if rows:
         raise StoreCorruptError(
             f"{where} holds keys that are not of a store of ours, such as {rows[0].key[:100]!r};"
             " choose another prefix"
         )
-    if not create:
-        raise StoreUnavailableError(f"there is no store in {where}")
+    missing_migrations(MIGRATIONS, SchemaVersion(), where, create=create)
+    await _write_mark(client, keyspace, unmarked, where)
+
+
+async def _write_mark(client: Client, keyspace: Keyspace, condition: etcd_pb2.Compare, where: str) -> None:
     newest = MIGRATIONS[-1]
     mark = {"application": _APPLICATION, "version": newest.version, "oldest": newest.oldest}
     put = etcd_pb2.PutRequest(key=keyspace.meta, value=json.dumps(mark).encode())
     make = etcd_pb2.TxnRequest(
-        compare=[unmarked],
+        compare=[condition],
         success=[etcd_pb2.RequestOp(request_put=put)],
         failure=[_read(etcd_pb2.RangeRequest(key=keyspace.meta))],
     )
     answer = await client.ask(lambda connection: connection.txn, make)
     if not answer.succeeded:
         # Somebody was faster, or an attempt of our own got no answer.
-        _check(answer.responses[0].response_range.kvs[0].value, where)
+        rows = answer.responses[0].response_range.kvs
+        found = _read_mark(rows[0].value if rows else b"", where)
+        missing_migrations(MIGRATIONS, found, where, create=False)
 
 
 def _read(request: etcd_pb2.RangeRequest) -> etcd_pb2.RequestOp:
     return etcd_pb2.RequestOp(request_range=request)
 
 
-def _check(mark: bytes, where: str) -> None:
+def _read_mark(mark: bytes, where: str) -> SchemaVersion:
     try:
         fields = json.loads(mark)
         ours = fields["application"] == _APPLICATION
@@ -98,4 +108,4 @@ def _check(mark: bytes, where: str) -> None:
         raise StoreCorruptError(f"{where} holds a mark that is not one of ours: {mark[:100]!r}") from error
     if not ours or found.version < 1:
         raise StoreCorruptError(f"{where} holds a mark that is not one of ours: {mark[:100]!r}")
-    missing_migrations(MIGRATIONS, found, where)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from persistence.errors import StoreBusyError, StoreCorruptError, StoreUnavailableError
+from persistence.errors import StoreBusyError, StoreCorruptError
 from persistence.migrations import Migration, SchemaVersion, missing_migrations
 from persistence.stores.mariadb.driver import Session
 from persistence.stores.mariadb.settings import MariaDBOptions, whole_seconds
@@ -27,14 +27,14 @@ async def prepare_schema(
 
     Raises:
         StoreCorruptError: tables of our names are somebody else's, or too new.
-        StoreUnavailableError: there is nothing, and the options say that nothing shall be made.
+        StoreUnavailableError: there is nothing, or an older version, and the options say that nothing shall
+            be made.
         ServerError: the server refused a statement.
         ConnectionLostError: it is gone.
     """
     found = await _find_version(session, statements, where)
-    if not found.version and not options.create:
-        raise StoreUnavailableError(f"there is no store in {where} with the prefix {options.prefix!r}")
-    if not missing_migrations(known, found, where):
+    place = f"{where} with the prefix {options.prefix!r}"
+    if not missing_migrations(known, found, place, create=options.create):
         return
     # The server ends a definition of tables with a commit, so a transaction protects nothing here.
     wait_seconds = whole_seconds(options.connect_timeout)
@@ -43,7 +43,7 @@ async def prepare_schema(
         raise StoreBusyError(f"somebody else has been changing the tables in {where} for {wait_seconds} s")
     try:
         found = await _find_version(session, statements, where)
-        for migration in missing_migrations(known, found, where):
+        for migration in missing_migrations(known, found, place, create=True):
             for statement in migration.statements:
                 await session.run(statement)
             await session.run(statements.set_version(migration.version, migration.oldest))

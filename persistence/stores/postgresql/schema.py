@@ -46,16 +46,8 @@ async def _ensure(session: Session, schema: str, dialect: Dialect, where: str, *
     sql = Statements(schema, dialect)
     known = migrations(schema)
     found = await _version(session, sql, schema, where)
-    if not missing_migrations(known, found, where):
-        return
-    if create:
+    if missing_migrations(known, found, where, create=create):
         await _migrate(session, sql, schema, known, dialect, where)
-    elif found.version:
-        raise StoreUnavailableError(
-            f"{where} has the older version {found.version}, and create=false forbids to change it"
-        )
-    else:
-        raise StoreUnavailableError(f"there is no store in {where}")
 
 
 async def _version(session: Session, sql: Statements, schema: str, where: str) -> SchemaVersion:
@@ -88,7 +80,7 @@ async def _migrate(
             await session.rows(sql["lock"], (Bigints([lock_id(schema, "", "")]),))
         # Somebody else may have been faster.
         found = await _version(session, sql, schema, where)
-        missing = missing_migrations(known, found, where)
+        missing = missing_migrations(known, found, where, create=True)
         if missing:
             # Asked first, because IF NOT EXISTS wants the right to create even where there is nothing to do.
             if not await session.rows(sql["has-schema"], (schema,)):

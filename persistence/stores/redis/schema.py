@@ -109,16 +109,11 @@ async def claim(link: Link, where: str, layout: Layout, *, create: bool) -> None
 
     Raises:
         StoreCorruptError: it is somebody else's, or too new; it was left as it was.
-        StoreUnavailableError: it is nobody's, and must not be made.
+        StoreUnavailableError: it is nobody's or older, and must not be made or changed.
     """
     found = await _claim(link, where, layout, create=False)
-    missing = missing_migrations(MIGRATIONS, found, f"Redis at {where}")
-    if not missing:
-        return
-    if not create and not found.version:
-        name = layout.meta.decode()
-        raise StoreUnavailableError(f"there is no store in Redis at {where}: key {name!r} is missing")
-    if create:
+    place = f"Redis at {where}, where its mark is the key {layout.meta.decode()!r}"
+    if missing_migrations(MIGRATIONS, found, place, create=create):
         await _claim(link, where, layout, create=True)
 
 
