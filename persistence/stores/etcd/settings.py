@@ -26,7 +26,8 @@ class EtcdOptions:
 
     Attributes:
         prefix: what all keys of the store begin with; stores of different prefixes never meet.
-        create: whether the store's mark is made if it is not there; else that is `StoreUnavailableError`.
+        create: whether the store's mark is made if it is not there, and an older one brought up to date; else
+            that is `StoreUnavailableError`.
         connect_timeout: how long to try to connect to one member of the cluster.
         request_timeout: how long to wait for the answer to anything; a commit whose answer does not come
             is looked into within the same time.

@@ -85,7 +85,8 @@ class MariaDBOptions:
             with it its locks, in whole seconds. MySQL knows no such time for transactions alone and ends
             idle connections then; they are opened again when needed.
         cleanup_interval: how often expired rows are deleted; reads hide them at once in any case.
-        create: whether tables that do not exist are made; else that is `StoreUnavailableError`.
+        create: whether tables that do not exist are made, and older ones brought up to date; else that is
+            `StoreUnavailableError`.
         prefix: of the names of our tables.
         lanes: connections that write; the transactions of a partition share one.
         readers: connections that read, at most.

@@ -55,7 +55,8 @@ class RedisOptions:
         request_timeout: how long to wait for an answer, before the server is held to hang.
         wait_timeout: how long a write with strong consistency waits for the replicas.
         cleanup_interval: how often index entries of expired rows are looked for; reads skip them at once.
-        create: whether our mark is made where there is none yet; else that is `StoreUnavailableError`.
+        create: whether our mark is made where there is none yet, and an older one brought up to date; else
+            that is `StoreUnavailableError`.
         allow_eviction: use a server whose `maxmemory-policy` lets it throw rows away.
         nodes: further nodes of the cluster to ask where the others are: "host:port,host:port".
         tls_ca: a file with the certificates to trust; else the system's.
