@@ -66,6 +66,7 @@ class Requests:
             ExecutionAlreadyStartedError: another request has started an execution with this id.
             NotRegisteredError: the machine type is not registered, or cannot be told from the data.
         """
+        _check_key(key)
         type_id = self._type_id(data, machine_type)
         row = ExecutionRow(keeps_history=history, memo=memo)
         return await self._starter.start(
@@ -214,6 +215,12 @@ class Requests:
 
     def _claim(self, ref: Ref, *, keep: bool = False) -> QueuedTask | None:
         raise NotImplementedError
+
+
+def _check_key(key: object) -> None:
+    """The id alone is what one tries first."""
+    if not isinstance(key, ExecutionKey):
+        raise TypeError(f"{key!r} names no execution: `ExecutionKey(namespace, id)` does")
 
 
 def _check_given(request_id: str) -> None:

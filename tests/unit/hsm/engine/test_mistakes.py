@@ -30,6 +30,13 @@ def test_url_is_no_store() -> None:
         Engine(shop_registry(), url)
 
 
+@pytest.mark.parametrize("key", ["order", ("shop", "order")])
+async def test_id_is_no_key(key: Any) -> None:
+    async with TestEngine(shop_registry()) as engine:
+        with pytest.raises(TypeError, match=r"names no execution: `ExecutionKey\(namespace, id\)` does"):
+            await engine.start(key, Order())
+
+
 async def test_key_is_no_reference() -> None:
     key: Any = KEY
     async with TestEngine(shop_registry()) as engine:
