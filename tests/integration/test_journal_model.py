@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import tempfile
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
@@ -29,11 +30,13 @@ from persistence.journal import (
     FeedKind,
     Journal,
     JournalOptions,
+    Retention,
+    RetentionOptions,
     StaleCursorError,
     UnknownHistoryError,
     VersionConflictError,
 )
-from tests.support.histories import drain, numbered
+from tests.support.histories import drain, numbered, rows
 from tests.support.servers import Server
 
 T = TypeVar("T")
@@ -222,6 +225,21 @@ class Journals(RuleBasedStateMachine):
     def read_feed(self, writer: int, limit: int) -> None:
         position = len(self.feed)
         self.feed += self.run(self.journals[writer].feed.read(position, limit=limit))
+
+    @rule(writer=st.integers(0, WRITERS - 1), forget=st.booleans())
+    def collect(self, writer: int, forget: bool) -> None:
+        journal, now, day = self.journals[writer], timedelta(), timedelta(days=1)
+        options = RetentionOptions(events_kept=now, tail_grace=now, deletions_kept=now if forget else day)
+        report = self.run(Retention(journal, options=options).collect())
+        assert report.failures == []
+        left = {item.key for item in self.run(rows(self.store, journal, "e/"))}
+        alive = {
+            f"e/{history.hex}/{id_.hex()}"
+            for history, model in self.models.items()
+            for id_, _ in model.events
+        }
+        assert left == alive
+        assert self.run(rows(self.store, journal, "v/")) == []
 
     @invariant()
     def histories_hold_what_was_committed(self) -> None:
