@@ -34,6 +34,8 @@ STATEMENTS = {
     "get": sql.GET,
     "lookup of 1": sql.lookup(1),
     "lookup of 256": sql.lookup(256),
+    "values of 1": sql.values(1),
+    "values of 256": sql.values(256),
     "delete of 1": sql.delete(1),
     "delete of 64": sql.delete(64),
     "scan": sql.SCAN,

@@ -1,6 +1,9 @@
 -- :get
 SELECT v, etag, expires, content_type FROM kv WHERE p = ? AND k = ?
 
+-- :values
+SELECT k, v FROM kv WHERE p = ? AND (expires IS NULL OR expires > ?) AND k IN ({rows})
+
 -- :lookup
 -- One row for the whole batch: every row fetched costs a hand-over of the interpreter lock. CROSS JOIN fixes
 -- the order of the loops; without it, or with `(p, k) IN (VALUES ...)`, SQLite 3.40 scans the whole table.

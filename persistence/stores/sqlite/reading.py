@@ -6,7 +6,7 @@ No cursor is left open across an await: it would keep an old state of the file a
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,13 @@ class Reader:
             return _get(self._connection, partition, key, self._now)
         except sqlite3.Error as error:
             return await self._after_busy(error, lambda reader: _get(reader, partition, key, self._now))
+
+    async def values(self, partition: str, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """The values of keys; absent and expired ones are left out."""
+        try:
+            return _values(self._connection, partition, keys, self._now())
+        except sqlite3.Error as error:
+            return await self._after_busy(error, lambda reader: _values(reader, partition, keys, self._now()))
 
     async def page(self, window: Window, rows: int) -> Page:
         """Read at most so many rows from the beginning of a window, fewer if their values are large."""
@@ -116,6 +123,18 @@ def _get(connection: sqlite3.Connection, partition: str, key: str, now: Callable
     if expires <= now():
         return _NOTHING
     return GetResponse(value, etag, expiry_metadata(expires), content_type)
+
+
+def _values(
+    connection: sqlite3.Connection, partition: str, keys: Sequence[str], now: int
+) -> Mapping[str, bytes]:
+    found: dict[str, bytes] = {}
+    start = 0
+    for size in sql.chunk_sizes(len(keys)):
+        chunk = keys[start : start + size]
+        start += size
+        found.update(connection.execute(sql.values(size), (partition, now, *chunk)).fetchall())
+    return found
 
 
 def _page(connection: sqlite3.Connection, window: Window, rows: int, now: int) -> Page:

@@ -25,6 +25,7 @@ __all__ = [
     "delete",
     "lookup",
     "upsert",
+    "values",
 ]
 
 # Statements for powers of two, so that any number of rows takes few statements and few are ever prepared;
@@ -54,6 +55,12 @@ SCAN_REVERSE: Final = _QUERIES["scan-reverse"]
 def lookup(rows: int) -> str:
     """The statement that reads the etags of so many keys."""
     return _QUERIES["lookup"].replace("{rows}", ",".join(f"({index},?,?)" for index in range(rows)))
+
+
+@functools.cache
+def values(rows: int) -> str:
+    """The statement that reads the values of so many keys of a partition."""
+    return _QUERIES["values"].replace("{rows}", ",".join("?" * rows))
 
 
 @functools.cache

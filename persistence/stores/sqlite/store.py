@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
@@ -189,6 +189,17 @@ class SqliteStore(BatchedStore):
         """
         check_key(request.partition, request.key)
         return await self._opened().reader.get(request.partition, request.key)
+
+    async def bulk_values(self, partition: str, keys: Sequence[str]) -> Sequence[bytes | None]:
+        """The values of keys of one partition, in order; None for what is absent or expired.
+
+        Raises:
+            StoreCorruptError: the file is damaged.
+        """
+        for key in keys:
+            check_key(partition, key)
+        found = await self._opened().reader.values(partition, keys)
+        return [found.get(key) for key in keys]
 
     def scan(
         self, partition: str, start: str, end: str, *, limit: int | None = None, reverse: bool = False
