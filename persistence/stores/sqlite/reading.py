@@ -24,7 +24,7 @@ __all__ = ["SHORT_PAGE_ROWS", "Reader"]
 T = TypeVar("T")
 
 SHORT_PAGE_ROWS: Final = 200
-"""Pages up to this size are read in the event loop's thread: a hop to another one costs more."""
+"""So many rows are read in the event loop's thread at most: a hop to another one costs more."""
 
 _NOTHING: Final = GetResponse()
 _NO_END: Final = b""
@@ -52,6 +52,8 @@ class Reader:
 
     async def values(self, partition: str, keys: Sequence[str]) -> Mapping[str, bytes]:
         """The values of keys; absent and expired ones are left out."""
+        if len(keys) > SHORT_PAGE_ROWS:
+            return await self._in_thread(lambda reader: _values(reader, partition, keys, self._now()))
         try:
             return _values(self._connection, partition, keys, self._now())
         except sqlite3.Error as error:
