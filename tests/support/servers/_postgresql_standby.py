@@ -25,4 +25,9 @@ class PostgresqlStandby(PostgresqlServer):
 
     def promote(self) -> None:
         """Be the primary from now on."""
-        self.run(str(self._programs / "pg_ctl"), "promote", "-w", "-D", str(self.data))
+        import psycopg
+
+        parameters = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+        with psycopg.connect(parameters, autocommit=True) as connection:
+            if connection.execute("SELECT pg_promote()").fetchone() != (True,):
+                raise RuntimeError("the standby was not promoted in time")
