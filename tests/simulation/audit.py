@@ -75,10 +75,10 @@ class Shard:
                 raise Finding(f"{key} is no row of an execution")
 
 
-def check_rows(store: MemoryStore, replayed: set[str], *, resting: bool) -> None:
+def check_rows(store: MemoryStore, excused: set[str], *, resting: bool) -> None:
     """States and tasks agree; `resting`, nothing is left to be swept.
 
-    Tasks that were replayed may have become pointless while they were dead letters.
+    Tasks that are `excused` may have become pointless while their rows were elsewhere.
 
     Raises:
         Finding: they do not.
@@ -87,10 +87,10 @@ def check_rows(store: MemoryStore, replayed: set[str], *, resting: bool) -> None
     for partition, key, value in rows_of(store):
         by_shard[partition].append((key, value))
     for rows in by_shard.values():
-        _check_shard(Shard(rows), replayed, resting=resting)
+        _check_shard(Shard(rows), excused, resting=resting)
 
 
-def _check_shard(shard: Shard, replayed: set[str], *, resting: bool) -> None:
+def _check_shard(shard: Shard, excused: set[str], *, resting: bool) -> None:
     swept = {_name(row) for row in shard.tombstones if row.kind == TombstoneKind.TOMBSTONE_KIND_EXECUTION}
     partly = {_name(row) for row in shard.tombstones if row.kind == TombstoneKind.TOMBSTONE_KIND_SUBTREE}
     if resting and shard.tombstones:
@@ -135,11 +135,11 @@ def _check_shard(shard: Shard, replayed: set[str], *, resting: bool) -> None:
             raise Finding(f"{row_key} is of an execution that is not there")
     for run in shard.nodes.keys() - shard.executions.keys() - swept:
         raise Finding(f"machines of {run}, which is not there: {list(shard.nodes[run])}")
-    _check_tasks(shard, pending, dead, swept | partly, replayed)
+    _check_tasks(shard, pending, dead, swept | partly, excused)
 
 
 def _check_tasks(
-    shard: Shard, pending: dict[str, str], dead: dict[str, str], unswept: set[str], replayed: set[str]
+    shard: Shard, pending: dict[str, str], dead: dict[str, str], unswept: set[str], excused: set[str]
 ) -> None:
     for task, run in pending.items():
         places = len(shard.queued.get(task, ())) + (task in shard.parked)
@@ -154,7 +154,7 @@ def _check_tasks(
             raise Finding(f"task {task} of {run} is a dead letter that is not there")
         if task in shard.queued or task in shard.parked:
             raise Finding(f"task {task} of {run} is a dead letter, and in a queue")
-    rows = {task: rows[0] for task, rows in shard.queued.items() if task not in replayed}
+    rows = {task: rows[0] for task, rows in shard.queued.items() if task not in excused}
     # A dead letter stays for people to see, even if its machine has moved on; one that was put aside comes up again.
     for task, row in rows.items():
         key = row.execution

@@ -10,7 +10,7 @@ from hsm.machine import Key, Lifecycle
 from persistence.proto.execution_pb2 import ExecutionStatus
 from tests.simulation.runs import Finding, Path, Run
 
-__all__ = ["check_families"]
+__all__ = ["check_families", "may_come_again"]
 
 _STATUS: Final = {
     ExecutionStatus.EXECUTION_STATUS_COMPLETED: Lifecycle.COMPLETED,
@@ -94,6 +94,11 @@ def _check_child(
         raise Finding(f"{here}: the result of {run} is not as it should be")
 
 
+def may_come_again(child: Run, parent: Run | None) -> bool:
+    """Whether a child may be started a second time: its parent had closed, and it was deleted since."""
+    return bool(child.deleted_at) and (parent is None or parent.closed)
+
+
 def _check_parents(runs: Mapping[str, Run], gone: Mapping[str, Run], forced: set[str]) -> None:
     """Each child has a parent that knows it, has been let go, or has ended with it; and no parent has it twice."""
     first: dict[tuple[str, Path, int], Run] = {}
@@ -104,13 +109,13 @@ def _check_parents(runs: Mapping[str, Run], gone: Mapping[str, Run], forced: set
         path = tuple(Key(key.type, key.id) for key in link.path)
         made = link.initial_version.max_transition_count
         other = first.setdefault((link.execution.run_id, path, made), run)
-        if other is not run and not {other.id, run.id} & forced:
-            raise Finding(f"{run} and {other} are one child")
-        if run.closed or run.id in gone:
-            continue
         parent = runs.get(link.execution.run_id) or gone.get(link.execution.run_id)
         if parent is None:
             raise Finding(f"{run} has a parent that was never there")
+        if other is not run and not ({other.id, run.id} & forced or may_come_again(other, parent)):
+            raise Finding(f"{run} and {other} are one child")
+        if run.closed or run.id in gone:
+            continue
         node = parent.nodes.get(path)
         if parent.id in forced or node is None or node.initial_version.max_transition_count != made:
             # It was let go.

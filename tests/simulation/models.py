@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from hsm import Ref
@@ -11,7 +11,7 @@ from hsm.engine import Engine
 from hsm.engine._children import DETACHED
 from hsm.errors import ExecutionNotFoundError
 from persistence.stores.memory import MemoryStore
-from tests.simulation.families import check_families
+from tests.simulation.families import check_families, may_come_again
 from tests.simulation.records import Outcome, Record, Records
 from tests.simulation.runs import Archive, Finding, Path, Run, rows_of, runs_of
 from tests.simulation.world import World
@@ -40,7 +40,7 @@ async def check_models(
         for record in records.all
         if record.kind == _BY_FORCE and record.outcome is not Outcome.REFUSED
     }
-    places = _marks(everything.values(), by_mark, forced)
+    places = _marks(everything, by_mark, forced)
     _check_records(records, runs, everything, places)
     _check_deletions(records, archive, forced, retention)
     for run in everything.values():
@@ -60,23 +60,25 @@ async def check_models(
     await _check_engine(engine, runs)
 
 
-def _marks(runs: Collection[Run], by_mark: Mapping[str, Record], forced: set[str]) -> dict[str, Run]:
+def _marks(runs: Mapping[str, Run], by_mark: Mapping[str, Record], forced: set[str]) -> dict[str, Run]:
     """Where each mark is; every one is somewhere once.
 
-    A child that was deleted by force before its parent knew of it is started again.
+    A child that was deleted by force before its parent knew of it is started again; and so is one that a parent
+    which had closed has started only to end it, and that was deleted before all its children had ended.
     """
     places: dict[str, Run] = {}
-    for run in runs:
+    for run in sorted(runs.values(), key=lambda run: run.id):
         for line in run.lines[()]:
             verb, *words = line.split(" ")
             if verb != "did":
                 continue
             mark = words[0]
             before = places.setdefault(mark, run)
-            again = mark.endswith("b") and before.id in forced
+            parent = runs.get(before.row.parent.execution.run_id)
+            again = mark.endswith("b") and (before.id in forced or may_come_again(before, parent))
             if before is not run and _asked(mark, by_mark) < 2 and not again:
                 raise Finding(f"{mark} was done twice: in {run} and {before}")
-    for run in runs:
+    for run in runs.values():
         counts = Counter(line.split(" ")[1] for line in run.lines[()] if line.startswith("did "))
         for mark, count in counts.items():
             if count > 1:

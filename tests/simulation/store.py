@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
+from hsm.engine._rows import QueuedTask
 from persistence.errors import CommitOutcomeUnknownError, PersistenceError, StoreUnavailableError
 from persistence.features import require
 from persistence.paging import Page, Window, read_pages, scan_window
@@ -60,6 +61,7 @@ class Database:
         page_rows: the most rows that one call reads.
         wrote: called after each commit.
         archive: of the executions that were deleted.
+        displaced: ids of tasks whose rows have been elsewhere than where the machine has put them.
     """
 
     def __init__(self, loop: VirtualLoop, clock: Callable[[], int], *, watched: bool, page_rows: int) -> None:
@@ -70,6 +72,7 @@ class Database:
         self.page_rows = page_rows
         self.wrote: Callable[[], None] = lambda: None
         self.archive = Archive(self.data)
+        self.displaced: set[str] = set()
         self._watches: dict[Watch, str] = {}
 
     def watch(self, partition: str, prefix: str) -> Watch:
@@ -80,6 +83,10 @@ class Database:
     def changed(self, operations: Sequence[Operation]) -> None:
         """Tell those who watch."""
         for operation in operations:
+            if isinstance(operation, SetRequest) and operation.key.startswith("t/"):
+                task = QueuedTask.parse("", operation.key, "", operation.value)
+                if task.displaced:
+                    self.displaced.add(task.id)
             if isinstance(operation, SetRequest | DeleteRequest):
                 for watch, partition in self._watches.items():
                     if partition == operation.partition:
