@@ -14,12 +14,12 @@ from hsm.cli._database import URL_VARIABLE
 from hsm.cli._errors import needing
 from hsm.cli._fsm_options import (
     SECONDS,
-    TEXT,
     DatabaseOptions,
     KeepingOptions,
     TargetOptions,
     database_options,
     target_options,
+    text,
 )
 from hsm.cli._running import out, run_command
 
@@ -66,14 +66,14 @@ def apply(file: IO[bytes], replace: bool, wait: float, target: TargetOptions) ->
 
 
 @fsm.command(short_help="Send an event to a machine.")
-@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
-@click.argument("machine", type=TEXT, metavar="ID")
-@click.argument("event", type=TEXT, metavar="EVENT")
+@click.argument("configuration", type=text, metavar="CONFIGURATION")
+@click.argument("machine", type=text, metavar="ID")
+@click.argument("event", type=text, metavar="EVENT")
 @click.option(
-    "--event-id", type=TEXT, default="", help="The same id again does nothing; left out, a new one."
+    "--event-id", type=text, default="", help="The same id again does nothing; left out, a new one."
 )
-@click.option("--details", type=TEXT, default="", help="What the event carries.")
-@click.option("--originator", type=TEXT, default="", help="Who sends it.")
+@click.option("--details", type=text, default="", help="What the event carries.")
+@click.option("--originator", type=text, default="", help="Who sends it.")
 @click.option(
     "--expect-revision",
     type=click.IntRange(0),
@@ -106,7 +106,7 @@ def get() -> None:
 
 
 @get.command("configuration", short_help="Show a configuration, or list them.")
-@click.argument("name", type=TEXT, required=False, default="", metavar="[NAME[:VERSION]]")
+@click.argument("name", type=text, required=False, default="", metavar="[NAME[:VERSION]]")
 @_json
 @target_options
 def get_configuration(name: str, as_json: bool, target: TargetOptions) -> int:
@@ -115,8 +115,8 @@ def get_configuration(name: str, as_json: bool, target: TargetOptions) -> int:
 
 
 @get.command("machine", short_help="Show a machine with its history.")
-@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
-@click.argument("machine", type=TEXT, metavar="ID")
+@click.argument("configuration", type=text, metavar="CONFIGURATION")
+@click.argument("machine", type=text, metavar="ID")
 @_json
 @target_options
 def get_machine(configuration: str, machine: str, as_json: bool, target: TargetOptions) -> int:
@@ -125,8 +125,8 @@ def get_machine(configuration: str, machine: str, as_json: bool, target: TargetO
 
 
 @get.command("event")
-@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
-@click.argument("event_id", type=TEXT, metavar="EVENT_ID")
+@click.argument("configuration", type=text, metavar="CONFIGURATION")
+@click.argument("event_id", type=text, metavar="EVENT_ID")
 @_json
 @target_options
 def get_event(configuration: str, event_id: str, as_json: bool, target: TargetOptions) -> int:
@@ -135,8 +135,8 @@ def get_event(configuration: str, event_id: str, as_json: bool, target: TargetOp
 
 
 @get.command("outcome")
-@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
-@click.argument("event_id", type=TEXT, metavar="EVENT_ID")
+@click.argument("configuration", type=text, metavar="CONFIGURATION")
+@click.argument("event_id", type=text, metavar="EVENT_ID")
 @_json
 @target_options
 def get_outcome(configuration: str, event_id: str, as_json: bool, target: TargetOptions) -> int:
@@ -145,8 +145,8 @@ def get_outcome(configuration: str, event_id: str, as_json: bool, target: Target
 
 
 @fsm.command(short_help="Count machines by state.")
-@click.argument("configuration", type=TEXT, metavar="CONFIGURATION")
-@click.option("--list", "state", type=TEXT, metavar="STATE", help="List the machines in this state instead.")
+@click.argument("configuration", type=text, metavar="CONFIGURATION")
+@click.option("--list", "state", type=text, metavar="STATE", help="List the machines in this state instead.")
 @_json
 @target_options
 def states(configuration: str, state: str | None, as_json: bool, target: TargetOptions) -> int:
@@ -155,7 +155,7 @@ def states(configuration: str, state: str | None, as_json: bool, target: TargetO
 
 
 @fsm.command(short_help="Draw a configuration or a machine.")
-@click.argument("configuration", type=TEXT, metavar="NAME:VERSION")
+@click.argument("configuration", type=text, metavar="NAME:VERSION")
 @click.option(
     "--format",
     "language",
@@ -164,7 +164,7 @@ def states(configuration: str, state: str | None, as_json: bool, target: TargetO
     show_default=True,
     help="svg needs the program `dot` of Graphviz.",
 )
-@click.option("--machine", type=TEXT, default="", metavar="ID", help="Show where this machine is, and was.")
+@click.option("--machine", type=text, default="", metavar="ID", help="Show where this machine is, and was.")
 @target_options
 def diagram(configuration: str, language: str, machine: str, target: TargetOptions) -> int:
     """Draw a configuration, or a machine that follows it, to standard output."""

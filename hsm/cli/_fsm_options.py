@@ -15,33 +15,26 @@ from hsm.cli._database import URL_VARIABLE, named_by_environment
 
 __all__ = [
     "SECONDS",
-    "TEXT",
     "DatabaseOptions",
     "KeepingOptions",
     "TargetOptions",
     "database_options",
     "target_options",
+    "text",
 ]
 
 SECONDS: Final = click.FloatRange(0, 604800)
 """A duration, up to a week."""
 
 
-class _Text(click.ParamType[str]):
-    """A text that can be sent and stored; the operating system also passes on what is none."""
+def text(value: str) -> str:
+    """A name, an id, or something else that is sent; the operating system also passes on what is no text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter(f"{value!r} is no text in UTF-8") from None
+    return value
 
-    name = "text"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            self.fail(f"{value!r} is no text in UTF-8", param, ctx)
-        return value
-
-
-TEXT: Final = _Text()
-"""A name, an id, or something else that is sent."""
 
 _ADDRESS_VARIABLE: Final = "HSM_FSM_ADDR"
 _AUTHORITY_VARIABLE: Final = "HSM_FSM_CA"
@@ -116,7 +109,7 @@ def database_options(command: Callable[..., int]) -> Callable[..., int]:
             is_flag=True,
             help="The database is a Redis with the keys of fsm-server, for example redis://localhost:6379/1.",
         ),
-        click.option("--namespace", type=TEXT, default="default", show_default=True, help="Of the machines."),
+        click.option("--namespace", type=text, default="default", show_default=True, help="Of the machines."),
     ):
         command = option(command)
     return command

@@ -46,7 +46,8 @@ from tests.support.servers import KINDS, Server
 
 pytestmark = [pytest.mark.server, pytest.mark.parametrize("kind", KINDS)]
 
-_PATIENCE = timedelta(seconds=60)
+# Longer than it takes an engine to look at everything again by itself.
+_PATIENCE = timedelta(seconds=150)
 
 
 def options() -> EngineOptions:
