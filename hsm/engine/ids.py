@@ -18,10 +18,12 @@ class IdSource:
     Ids of one source always grow, so that tasks in one queue come out in the order they went in.
     """
 
-    __slots__ = ("_last", "_random")
+    __slots__ = ("_last", "_random", "_steps")
 
     def __init__(self, chance: random.Random) -> None:
         self._random = chance
+        # Within a millisecond chance need not come from the operating system, which takes its time.
+        self._steps = random.Random() if isinstance(chance, random.SystemRandom) else chance
         self._last = 0
 
     def new(self, now_nanos: int) -> str:
@@ -31,7 +33,7 @@ class IdSource:
             # The top bit stays free: an id is never the last of its millisecond.
             self._last = millisecond << _RANDOM_BITS | self._random.getrandbits(_RANDOM_BITS - 1)
         else:
-            self._last += 1 + self._random.getrandbits(32)
+            self._last += 1 + self._steps.getrandbits(32)
         return f"{self._last:032x}"
 
 

@@ -59,7 +59,8 @@ class EngineOptions:
 
     Attributes:
         clock: where time comes from.
-        random: makes ids and jitter; a seeded one makes a run repeatable.
+        random: makes ids and jitter. A seeded one makes a run repeatable; two engines on one database must
+            not have the same seed, as they would make the same ids.
         create: whether a database that no engine has used yet is set up; else it cannot be opened.
         shard_count: partitions that a new database is divided into; an existing one keeps its own.
         backoff: pauses between the attempts of a task.
@@ -95,7 +96,8 @@ class EngineOptions:
     """
 
     clock: Clock = attrs.field(factory=SystemClock)
-    random: random.Random = attrs.field(factory=random.Random)
+    # Whoever is forked must not make the ids of his siblings.
+    random: random.Random = attrs.field(factory=random.SystemRandom)
     create: bool = True
     shard_count: int = attrs.field(default=4, validator=_AT_LEAST_ONE)
     backoff: Backoff = Backoff()

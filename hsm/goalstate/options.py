@@ -75,7 +75,7 @@ class Options:
     run_timeout: timedelta | None = timedelta(minutes=5)
     drain_timeout: timedelta = timedelta(seconds=30)
     clock: Clock = attrs.field(factory=SystemClock)
-    random: random.Random = attrs.field(factory=random.Random)
+    random: random.Random = attrs.field(factory=random.SystemRandom)
     metrics: Metrics | None = None
 
 

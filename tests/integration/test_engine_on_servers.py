@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 
@@ -46,8 +45,7 @@ from tests.support.servers import KINDS, Server
 
 pytestmark = [pytest.mark.server, pytest.mark.parametrize("kind", KINDS)]
 
-# Longer than it takes an engine to look at everything again by itself.
-_PATIENCE = timedelta(seconds=150)
+_PATIENCE = timedelta(seconds=60)
 
 
 def options() -> EngineOptions:
@@ -55,7 +53,6 @@ def options() -> EngineOptions:
         shard_count=2,
         poll_interval=timedelta(milliseconds=50),
         backoff=Backoff(timedelta(milliseconds=10)),
-        random=random.Random(1),
     )
 
 
