@@ -16,6 +16,10 @@ from typing import Final
 
 import attrs
 
+# Where a process has a gRPC client, its handlers of forks break the child, which is forked whenever it is to run
+# as another user. gRPC reads this when it is first used.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 # Below the range from which systems take the ports of clients: a client that dials a dead server again and
 # again would otherwise get the server's own port one day, connect to itself, and keep the server from it.
 _PORTS: Final = range(10_000, 32_000)
