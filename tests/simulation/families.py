@@ -123,6 +123,9 @@ def _check_parents(runs: Mapping[str, Run], gone: Mapping[str, Run], forced: set
         child = parent.children[path]
         if child.state is ChildState.STARTED and child.execution.run_id != run.id:
             raise Finding(f"{run} is not the child that {parent} knows")
+        if child.state is ChildState.CLOSED and child.status is None:
+            # Its name was taken when one process tried, and free when a slower one did.
+            continue
         if child.state is ChildState.CLOSED:
             raise Finding(f"{run} runs, and {parent} believes that it has ended")
         if parent.closed and child.close_policy is not ClosePolicy.ABANDON:
