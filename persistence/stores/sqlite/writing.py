@@ -25,6 +25,7 @@ _CLEANUP_SLACK_MILLISECONDS: Final = 100
 _PAGE_BYTES: Final = 4096
 _PAGES_OF_ROW: Final = 2
 _CHECKPOINT_PAGES: Final = 1000
+_MOST_PAGES_GUESSED: Final = 8 * _CHECKPOINT_PAGES
 
 
 class Writer:
@@ -39,11 +40,12 @@ class Writer:
         self._busy_milliseconds = int(busy_timeout.total_seconds() * _MILLISECONDS)
         self._waits = True
         self._pages = 0
+        self._due_pages = _CHECKPOINT_PAGES
 
     @property
     def checkpoint_is_due(self) -> bool:
         """Whether so much was written since the last checkpoint that it is time for one."""
-        return self._pages >= _CHECKPOINT_PAGES
+        return self._pages >= self._due_pages
 
     def close(self) -> None:
         """Close the connection; if it is the last one of all processes, the WAL is written back."""
@@ -79,11 +81,15 @@ class Writer:
 
     def checkpoint(self) -> None:
         """Write the log back into the database, as far as readers let us."""
-        self._pages = 0
+        guessed, self._pages = self._pages, 0
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            _, pages, _ = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
+        if pages > 0:
+            # Rows of one commit share pages, more or fewer of them: the next guess goes by what this one was.
+            due = guessed * _CHECKPOINT_PAGES // pages
+            self._due_pages = max(_CHECKPOINT_PAGES, min(due, _MOST_PAGES_GUESSED))
 
     def delete_family(self, partition: str, prefix: str) -> int:
         """Delete the keys with this prefix that have no further separator; the number deleted."""
