@@ -22,12 +22,14 @@ from persistence.proto.execution_pb2 import (
     ChildExecutionInfo,
     ChildExecutionState,
     ExecutionKey as ExecutionKeyMessage,
+    ExecutionRow,
     ExecutionStatus,
 )
 
 __all__ = [
     "CHILD_EXECUTION",
     "DETACHED",
+    "UNASKED",
     "ChildExecution",
     "ChildInfo",
     "ChildObserver",
@@ -35,6 +37,7 @@ __all__ = [
     "Children",
     "ClosePolicy",
     "Closing",
+    "ConfirmStart",
     "EndChildren",
     "HasExecutionResult",
     "ReportClose",
@@ -42,6 +45,7 @@ __all__ = [
     "Startable",
     "note_close",
     "note_start",
+    "owed",
     "register_child_executions",
     "schedule",
 ]
@@ -283,6 +287,23 @@ class StartChild:
 
 
 @attrs.frozen
+class ConfirmStart:
+    """Of the root of a child that was just started: sees to it that its parent knows, or ends it.
+
+    Whoever has started it may have been stopped for so long that the parent was told otherwise meanwhile.
+    """
+
+    type: ClassVar[TaskType] = TaskType(_OURS + 4, "hsm.ConfirmStart")
+
+    @property
+    def kind(self) -> TaskKind:
+        return ImmediateKind()
+
+    def validate(self, ref: Ref, node: Node) -> None:
+        """It is valid until it has run."""
+
+
+@attrs.frozen
 class ReportClose:
     """Of the root of a child that has closed: tells its parent."""
 
@@ -312,6 +333,28 @@ class EndChildren:
 
 DETACHED: Final = frozenset({ReportClose.type.id, EndChildren.type.id})
 """Ids of task types whose tasks run also when their execution was terminated."""
+
+UNASKED: Final = DETACHED | {ConfirmStart.type.id}
+"""Ids of task types of which the machines that have these tasks know nothing."""
+
+
+def owed(row: ExecutionRow, before: ExecutionRow | None, *, starts_child: bool) -> list[Task]:
+    """What an execution has to settle with its parent and its children because of a commit.
+
+    Args:
+        row: as the commit writes it.
+        before: as it was; None if the commit starts the execution.
+        starts_child: whether a machine asks for a child in it.
+    """
+    closes = bool(row.close_nanos) and (before is None or row.close_nanos != before.close_nanos)
+    own: list[Task] = []
+    if row.HasField("parent"):
+        own += [ConfirmStart()] if before is None else []
+        own += [ReportClose()] if closes else []
+    # One that starts a child when it is closed has ended its other children already.
+    if row.has_children and (closes or (row.close_nanos and starts_child)):
+        own.append(EndChildren())
+    return own
 
 
 class _Definition:
@@ -382,5 +425,5 @@ def register_child_executions(registry: Registry) -> None:
     if registry.machine(CHILD_EXECUTION.id) is not None:
         return
     registry.register_machine(_Definition())
-    for task in (StartChild, ReportClose, EndChildren):
+    for task in (StartChild, ConfirmStart, ReportClose, EndChildren):
         registry.register_task(task, group=_GROUP)

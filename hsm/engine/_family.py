@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from hsm.engine._children import (
     ChildState,
     ClosePolicy,
     Closing,
+    ConfirmStart,
     EndChildren,
     HasExecutionResult,
     ReportClose,
@@ -31,6 +33,7 @@ from hsm.engine._logs import engine_logger
 from hsm.engine._operate import operate
 from hsm.engine._start import Start, Starter
 from hsm.engine._table import row_segments
+from hsm.engine._transaction import locate
 from hsm.errors import (
     ExecutionAlreadyStartedError,
     ExecutionClosedError,
@@ -79,7 +82,8 @@ class Family:
     """The executors of the tasks by which parents and children deal with one another.
 
     Each may run again, at any point, in any process: starts go by a request id that names the machine of the
-    child, ends find what has ended already, and a report finds that it was made.
+    child, ends find what has ended already, and a report finds that it was made. A child whose start comes
+    too late, because that process was stopped, finds out by itself: what its parent knows decides.
 
     Attributes:
         executors: by the class of the task.
@@ -92,6 +96,7 @@ class Family:
         self._engine = engine
         self.executors: Mapping[type[Task], OwnExecutor] = {
             StartChild: self._start,
+            ConfirmStart: self._confirm,
             ReportClose: self._report,
             EndChildren: self._end_all,
         }
@@ -132,23 +137,50 @@ class Family:
         parent, closing = told
         reached = False
 
-        def note(node: Node) -> None:
+        def note(node: Node, row: ExecutionRow) -> None:
             nonlocal reached
             reached = True
-            _close(node, closing)
+            _close(node, closing, tell=row.status != _TERMINATED)
 
         try:
-            await self._engine.update(parent, note)
-        except (
-            ExecutionNotFoundError,
-            ExecutionClosedError,
-            StaleReferenceError,
-            StateMachineNotFoundError,
-        ) as error:
+            await self._write(parent, note)
+        except (ExecutionNotFoundError, StaleReferenceError, StateMachineNotFoundError) as error:
             if reached:
                 # The parent is there, and fails.
                 raise
             _log.debug("nobody has to be told of the end of %s: %s", ref.execution, error)
+
+    async def _confirm(self, ref: Ref, _: Task) -> None:
+        key = ref.execution
+        parent = await operate(
+            self._executions, key, lambda execution: (_machine_in_parent(execution.row), None)
+        )
+        if parent is None:
+            return
+
+        def is_expected(node: Node, _: ExecutionRow) -> bool:
+            child = node.data(ChildExecution)
+            if child.state is ChildState.SCHEDULED:
+                node.apply(note_start, key)
+            return child.execution == key
+
+        try:
+            if await self._write(parent, is_expected):
+                return
+        except (ExecutionNotFoundError, StaleReferenceError, StateMachineNotFoundError) as error:
+            _log.debug("%s goes on without its parent: %s", key, error)
+            return
+        above = parent.execution
+        with contextlib.suppress(ExecutionClosedError, ExecutionNotFoundError):
+            await self._engine.terminate(key, f"its parent {above.namespace}/{above.id} does not wait for it")
+
+    async def _write(self, ref: Ref, note: Callable[[Node, ExecutionRow], ResultT]) -> ResultT:
+        """Change the machine that stands for a child, also when its execution was terminated."""
+
+        def act(execution: Execution) -> tuple[ResultT, None]:
+            return note(locate(execution, ref, None), execution.row), None
+
+        return await operate(self._executions, ref.execution, act)
 
     async def _end_all(self, ref: Ref, _: Task) -> None:
         open_ = [
@@ -174,7 +206,9 @@ class Family:
             # Somebody may be about to start it: whoever comes second finds that it was, and has ended.
             try:
                 key = await self._begin(info, quietly=terminates)
-            except ExecutionAlreadyStartedError:
+            except ExecutionAlreadyStartedError as error:
+                refused = Closing(_key_of(info), None, error=str(error))
+                await self._write(info.ref, lambda node, _: _close(node, refused, tell=False))
                 return
         reason = f"its parent {parent.namespace}/{parent.id} was closed"
         try:
@@ -206,6 +240,17 @@ def parent_of(row: ExecutionRow) -> ExecutionKey | None:
         return None
     key = row.parent.execution
     return ExecutionKey(key.namespace, key.id, key.run_id)
+
+
+def _machine_in_parent(row: ExecutionRow) -> Ref | None:
+    """The machine that has started this execution as its child."""
+    parent, link = parent_of(row), row.parent
+    if parent is None:
+        return None
+    version = VersionedTransition(
+        link.initial_version.failover_version, link.initial_version.max_transition_count
+    )
+    return Ref(parent, tuple([Key(key.type, key.id) for key in link.path]), initial_version=version)
 
 
 def _info(node: Node, key: ExecutionKey) -> ChildInfo:
@@ -255,16 +300,11 @@ def _first_transition(root: Node) -> None:
 def _look(execution: Execution) -> tuple[tuple[Ref, Closing] | None, None]:
     """Whom to tell of the end of an execution, and what; None if it goes on."""
     row = execution.row
-    status, parent = _STATUS.get(row.status), parent_of(row)
+    status, parent = _STATUS.get(row.status), _machine_in_parent(row)
     if parent is None or status is None:
         return None, None
-    link = row.parent
-    version = VersionedTransition(
-        link.initial_version.failover_version, link.initial_version.max_transition_count
-    )
-    ref = Ref(parent, tuple([Key(key.type, key.id) for key in link.path]), initial_version=version)
     result = None if row.status == _TERMINATED else _result_of(execution.root)
-    return (ref, Closing(execution.key, status, row.state, row.close_reason, result)), None
+    return (parent, Closing(execution.key, status, row.state, row.close_reason, result)), None
 
 
 def _result_of(root: Node) -> bytes | None:
@@ -280,8 +320,8 @@ def _result_of(root: Node) -> bytes | None:
         raise SerializationError(f"the result {result!r} cannot be kept: {error}") from error
 
 
-def _close(node: Node, closing: Closing) -> None:
-    """Note that a child has ended, and tell the machine that has started it."""
+def _close(node: Node, closing: Closing, *, tell: bool = True) -> None:
+    """Note that a child has ended, and tell the machine that has started it if that is to know."""
     child = node.data(ChildExecution)
     if child.state is ChildState.CLOSED or (
         child.state is ChildState.STARTED and child.execution != closing.execution
@@ -289,17 +329,17 @@ def _close(node: Node, closing: Closing) -> None:
         return
     node.apply(note_close, closing)
     owner, key = node.parent, node.key
-    if owner is None or key is None:
+    if not tell or owner is None or key is None:
         return
     root = owner
     while root.parent is not None:
         root = root.parent
 
-    def tell(data: object) -> TransitionOutput | None:
+    def closed(data: object) -> TransitionOutput | None:
         if not isinstance(data, ChildObserver):
             return None
         return data.child_closed(owner, key.id, node.data(ChildExecution))
 
     observed = isinstance(owner.data(object), ChildObserver)
     if observed and lifecycle_of(root.data(object)) is Lifecycle.RUNNING:
-        owner.transition(object, tell)
+        owner.transition(object, closed)

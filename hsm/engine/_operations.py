@@ -40,8 +40,8 @@ class Operations:
         """Close an execution by force, whatever its machines say.
 
         Its pending tasks do not run any more, and all later writes are refused; it can still be read. What
-        runs at this moment goes on, and is refused what it writes. A request with an id that was carried out
-        already does nothing.
+        runs at this moment goes on, and is refused what it writes. Only how its children end is still noted.
+        A request with an id that was carried out already does nothing.
 
         Raises:
             ExecutionClosedError: it is closed already.
@@ -124,7 +124,8 @@ class Operations:
     async def children(self, key: ExecutionKey) -> Sequence[ChildInfo]:
         """The child executions that the machines of an execution stand for, in the order of the tree.
 
-        All of the tree is read. What it knows of a child is what the child has told: that it is closed.
+        All of the tree is read. What it knows of a child is what the child has told: that it is closed. That
+        is so, too, if the parent itself was closed before.
 
         Raises:
             ExecutionNotFoundError: there is no such execution.

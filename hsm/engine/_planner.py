@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from hsm.engine._children import DETACHED, EndChildren, ReportClose, StartChild
+from hsm.engine._children import UNASKED, StartChild, owed
 from hsm.engine._commit import Commit, Removed, check_task
 from hsm.engine._entries import history_row
 from hsm.engine._execution import Execution
@@ -150,15 +150,12 @@ class Planner:
         if amend is not None:
             amend(self, row)
             self.commit.amended = True
+        before = None if execution.etag is None else execution.row
+        own = owed(row, before, starts_child=self.starts_child)
         if row.close_nanos != execution.row.close_nanos:
             self._schedule_expiry(row)
-            if row.close_nanos and (row.has_children or row.HasField("parent")):
-                told: list[Task] = [ReportClose()] if row.HasField("parent") else []
-                self._tell_family(row, *told, *([EndChildren()] if row.has_children else []))
-                root_changed = True
-        elif row.close_nanos and self.starts_child:
-            # It has ended its children already, and does not close again.
-            self._tell_family(row, EndChildren())
+        if own:
+            self._add_own(row, own)
             root_changed = True
         if execution.cluster is not None:
             self.operations += marks(execution.partition, execution.key, execution.cluster)
@@ -208,8 +205,7 @@ class Planner:
                     self.delete(answer_key(*key, forgotten))
             del row.request_ids[:surplus]
 
-    def _tell_family(self, row: ExecutionRow, *own: Task) -> None:
-        """Have the parent told that the execution has closed, or its children ended."""
+    def _add_own(self, row: ExecutionRow, own: Sequence[Task]) -> None:
         root = self.execution.root
         # No other task of one that is terminated runs any more.
         tasks = [] if row.status == _TERMINATED else list(root._tasks)
@@ -348,7 +344,7 @@ class Planner:
         """Take all tasks off a node, dead letters too; but for those of which the node knows nothing."""
         kept: list[StateMachineTask] = []
         for message in node._tasks:
-            if message.type in DETACHED:
+            if message.type in UNASKED:
                 kept.append(message)
                 continue
             self.withdraw(message)

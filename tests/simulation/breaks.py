@@ -22,6 +22,7 @@ from hsm.engine import (
     _sweeper,
     _transaction,
 )
+from hsm.engine._children import owed
 from hsm.engine._execution import Execution
 from hsm.engine._executions import Executions
 from hsm.engine._family import Family
@@ -234,13 +235,17 @@ def _replaced() -> AbstractContextManager[Any]:
 
 
 def _latecomers() -> AbstractContextManager[Any]:
-    tell = Planner._tell_family
+    def once(row: Any, before: Any, *, starts_child: bool) -> list[Task]:
+        return owed(row, before, starts_child=False)
 
-    def once(self: Planner, row: Any, *own: Task) -> None:
-        if row.close_nanos != self.execution.row.close_nanos:
-            tell(self, row, *own)
+    return patch.object(_planner, "owed", once)
 
-    return patch.object(Planner, "_tell_family", once)
+
+def _confirmations() -> AbstractContextManager[Any]:
+    async def believe(self: Family, ref: Ref, task: Task) -> None:
+        """Take it for granted that the parent knows."""
+
+    return patch.object(Family, "_confirm", believe)
 
 
 def _rates() -> AbstractContextManager[Any]:
@@ -275,6 +280,7 @@ BREAKS: Final[dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]]] 
     "retention": ("executions are deleted whether or not they have anything left to do", _retention),
     "replaced": ("tasks that others have taken the place of are carried out", _replaced),
     "latecomers": ("children of parents that have closed already go on", _latecomers),
+    "confirmations": ("children do not look whether their parents know of them", _confirmations),
     "rates": ("the rates of queues are not kept to", _rates),
     "breakers": ("circuit breakers let everything through", _breakers),
 }

@@ -10,7 +10,7 @@ from hsm.machine import Key, Lifecycle
 from persistence.proto.execution_pb2 import ExecutionStatus
 from tests.simulation.runs import Finding, Path, Run
 
-__all__ = ["check_families", "may_come_again"]
+__all__ = ["check_families", "is_in_vain"]
 
 _STATUS: Final = {
     ExecutionStatus.EXECUTION_STATUS_COMPLETED: Lifecycle.COMPLETED,
@@ -66,10 +66,10 @@ def _check_child(
     if child.state is not ChildState.CLOSED:
         if heard:
             raise Finding(f"{here}: the parent was told of an end, and does not know of it")
-        if parent.terminated:
-            # Nothing is written to it any more.
-            return
         if child.state is ChildState.SCHEDULED:
+            if parent.terminated and child.close_policy is ClosePolicy.ABANDON:
+                # Whoever has started it nevertheless would have said so.
+                return
             raise Finding(f"{here}: the child was never started")
         run = runs.get(child.execution.run_id)
         if run is None and child.execution.run_id not in forced:
@@ -84,6 +84,8 @@ def _check_child(
     if child.status is None:
         if not child.error:
             raise Finding(f"{here}: nobody knows why the child could not be started")
+        if parent.id in child.execution.id:
+            raise Finding(f"{here}: a name that is made for one child is never taken")
         return
     run = runs.get(child.execution.run_id) or gone.get(child.execution.run_id)
     if run is None:
@@ -94,39 +96,56 @@ def _check_child(
         raise Finding(f"{here}: the result of {run} is not as it should be")
 
 
-def may_come_again(child: Run, parent: Run | None) -> bool:
-    """Whether a child may be started a second time: its parent had closed, and it was deleted since."""
-    return bool(child.deleted_at) and (parent is None or parent.closed)
+def is_in_vain(run: Run, everything: Mapping[str, Run]) -> bool:
+    """Whether a child was started by somebody who came too late: its parent knows another run, or none."""
+    parent = everything[run.row.parent.execution.run_id]
+    child = _known(run, parent)
+    return child is None or (child.state is not ChildState.SCHEDULED and child.execution.run_id != run.id)
+
+
+def _known(run: Run, parent: Run) -> ChildExecution | None:
+    """What a parent knows of its child; None if it has let go of it."""
+    path, made = _machine(run)
+    node = parent.nodes.get(path)
+    if node is None or node.initial_version.max_transition_count != made:
+        return None
+    return parent.children[path]
+
+
+def _machine(run: Run) -> tuple[Path, int]:
+    """Which machine stands for a child: its path, and when it was made."""
+    link = run.row.parent
+    path = tuple(Key(key.type, key.id) for key in link.path)
+    return path, link.initial_version.max_transition_count
 
 
 def _check_parents(runs: Mapping[str, Run], gone: Mapping[str, Run], forced: set[str]) -> None:
-    """Each child has a parent that knows it, has been let go, or has ended with it; and no parent has it twice."""
-    first: dict[tuple[str, Path, int], Run] = {}
-    for run in [*gone.values(), *runs.values()]:
+    """Each child has a parent that knows it, has been let go, or has ended with it; no other is left of it."""
+    everything = {**gone, **runs}
+    first: dict[tuple[str, tuple[Path, int]], Run] = {}
+    for run in everything.values():
         if not run.row.HasField("parent"):
             continue
-        link = run.row.parent
-        path = tuple(Key(key.type, key.id) for key in link.path)
-        made = link.initial_version.max_transition_count
-        other = first.setdefault((link.execution.run_id, path, made), run)
-        parent = runs.get(link.execution.run_id) or gone.get(link.execution.run_id)
-        if parent is None:
+        link = run.row.parent.execution.run_id
+        other = first.setdefault((link, _machine(run)), run)
+        if link not in everything:
             raise Finding(f"{run} has a parent that was never there")
-        if other is not run and not ({other.id, run.id} & forced or may_come_again(other, parent)):
+        parent = everything[link]
+        if other is not run and not (
+            {other.id, run.id} & forced or is_in_vain(other, everything) or is_in_vain(run, everything)
+        ):
             raise Finding(f"{run} and {other} are one child")
         if run.closed or run.id in gone:
             continue
-        node = parent.nodes.get(path)
-        if parent.id in forced or node is None or node.initial_version.max_transition_count != made:
+        child = _known(run, parent)
+        if child is None or parent.id in forced:
             # It was let go.
             continue
-        child = parent.children[path]
-        if child.state is ChildState.STARTED and child.execution.run_id != run.id:
-            raise Finding(f"{run} is not the child that {parent} knows")
-        if child.state is ChildState.CLOSED and child.status is None:
-            # Its name was taken when one process tried, and free when a slower one did.
-            continue
+        if is_in_vain(run, everything):
+            raise Finding(f"{run} runs, and is not the child that {parent} knows")
         if child.state is ChildState.CLOSED:
             raise Finding(f"{run} runs, and {parent} believes that it has ended")
+        if child.state is ChildState.SCHEDULED:
+            raise Finding(f"{run} runs, and {parent} does not know of it")
         if parent.closed and child.close_policy is not ClosePolicy.ABANDON:
             raise Finding(f"{run} has outlived {parent}")

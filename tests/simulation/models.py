@@ -11,7 +11,7 @@ from hsm.engine import Engine
 from hsm.engine._children import DETACHED
 from hsm.errors import ExecutionNotFoundError
 from persistence.stores.memory import MemoryStore
-from tests.simulation.families import check_families, may_come_again
+from tests.simulation.families import check_families, is_in_vain
 from tests.simulation.records import Outcome, Record, Records
 from tests.simulation.runs import Archive, Finding, Path, Run, rows_of, runs_of
 from tests.simulation.world import World
@@ -63,8 +63,8 @@ async def check_models(
 def _marks(runs: Mapping[str, Run], by_mark: Mapping[str, Record], forced: set[str]) -> dict[str, Run]:
     """Where each mark is; every one is somewhere once.
 
-    A child that was deleted by force before its parent knew of it is started again; and so is one that a parent
-    which had closed has started only to end it, and that was deleted before all its children had ended.
+    A child that was deleted by force before its parent knew of it is started again; and one may be started
+    another time by somebody who was stopped meanwhile.
     """
     places: dict[str, Run] = {}
     for run in sorted(runs.values(), key=lambda run: run.id):
@@ -74,8 +74,9 @@ def _marks(runs: Mapping[str, Run], by_mark: Mapping[str, Record], forced: set[s
                 continue
             mark = words[0]
             before = places.setdefault(mark, run)
-            parent = runs.get(before.row.parent.execution.run_id)
-            again = mark.endswith("b") and (before.id in forced or may_come_again(before, parent))
+            again = mark.endswith("b") and (
+                before.id in forced or is_in_vain(before, runs) or is_in_vain(run, runs)
+            )
             if before is not run and _asked(mark, by_mark) < 2 and not again:
                 raise Finding(f"{mark} was done twice: in {run} and {before}")
     for run in runs.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import ClassVar
 
@@ -40,9 +40,11 @@ from hsm.engine import (
     register_child_executions,
 )
 from hsm.testing import Call as StoreCall, FakeClock, FaultyStore, TestEngine
+from persistence.store import DeleteRequest, SetRequest
 from tests.support.databases import Database
 from tests.support.jobs import small
 
+CLOSED = ChildState.CLOSED
 TERMINATE, CANCEL, ABANDON = ClosePolicy.TERMINATE, ClosePolicy.REQUEST_CANCEL, ClosePolicy.ABANDON
 
 
@@ -198,6 +200,12 @@ async def child_states(engine: Engine, key: ExecutionKey = BOSS) -> list[ChildSt
     return [info.child.state for info in await engine.children(key)]
 
 
+def started_by(call: StoreCall) -> str | None:
+    """The key of the row that names the run which a call of the store starts."""
+    first = call.request[0] if isinstance(call.request, Sequence) and call.request else None
+    return first.key if isinstance(first, SetRequest) and first.key.startswith("c/") else None
+
+
 async def dead(engine: Engine) -> list[str]:
     return [f"{letter.task_type}: {letter.error}" async for letter in engine.dead_letters()]
 
@@ -299,6 +307,7 @@ async def test_children_end_with_their_parent_as_agreed(
             "done": Lifecycle.COMPLETED,
         }
         assert await heard(engine) == ["done COMPLETED DONE"]
+        assert await child_states(engine) == [CLOSED, CLOSED, ChildState.STARTED, CLOSED]
         expected = {"complete": Lifecycle.COMPLETED, "fail": Lifecycle.FAILED}
         assert (await engine.describe(BOSS)).info.status is expected.get(how, Lifecycle.TERMINATED)
         assert await dead(engine) == []
@@ -354,7 +363,7 @@ async def test_parent_that_is_terminated_while_its_child_is_being_started(
         await engine.start(BOSS, Boss())
 
         async def terminate_first(call: StoreCall) -> None:
-            if call.method == "multi" and "c/tests/boss%2F" in str(call.request):
+            if (started_by(call) or "").startswith("c/tests/boss%2F"):
                 store.before = None
                 await engine.terminate(BOSS)
                 while (await statuses(engine)).get("a") is not Lifecycle.TERMINATED:  # noqa: ASYNC110 - by a process that tells nobody
@@ -415,6 +424,80 @@ async def test_name_that_is_taken_is_no_child(registry: Registry, database: Data
         await engine.terminate(boss.execution)
         await engine.drain()
         assert (await engine.describe(taken)).info.status is Lifecycle.RUNNING
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_child_that_is_started_when_its_parent_was_told_otherwise_ends(
+    registry: Registry, database: Database, clock: FakeClock, dies: bool
+) -> None:
+    """A process is stopped before it starts a child, another one finds the name taken, and then it is free."""
+    taken = ExecutionKey("tests", "taken")
+    store, standing_still = FaultyStore(database.store), FakeClock(clock.now())
+    stopped, continued = asyncio.Event(), asyncio.Event()
+
+    async def stop(call: StoreCall) -> None:
+        if started_by(call) == "c/tests/taken":
+            store.before = None
+            if dies:
+                store.cut_off_at(call.write, carried_out=True)
+            stopped.set()
+            await continued.wait()
+
+    async with TestEngine(registry, store, small(), clock=standing_still) as engine:
+        store.before = stop
+        await engine.start(BOSS, Boss(), on_start=hire("a", key=taken, data=LAZY))
+        await stopped.wait()
+        # It stands still for so long that its lease runs out.
+        async for item in database.store.scan("exec", "m/", "m0"):
+            await database.store.delete(DeleteRequest(partition="exec", key=item.key))
+        async with TestEngine(registry, database.store, small(), clock=clock) as other:
+            await other.start(taken, Worker(works=False))
+            await other.skip(timedelta(hours=12))
+            assert await heard(other) == ["a NOT STARTED"]
+            await other.delete(taken, force=True)
+        continued.set()
+        if dies:
+            await store.until_cut_off()
+        else:
+            await engine.skip(timedelta(hours=24))
+    async with TestEngine(registry, database.store, small(), clock=clock) as engine:
+        await engine.skip(timedelta(hours=24))
+        assert await heard(engine) == ["a NOT STARTED"]
+        child = (await engine.describe(taken)).info
+        assert child.status is Lifecycle.TERMINATED
+        assert child.close_reason == "its parent tests/boss does not wait for it"
+        assert await child_states(engine) == [CLOSED]
+        assert await dead(engine) == []
+    assert await database.queued() == []
+    await database.check()
+
+
+async def test_child_that_has_ended_with_its_parent_is_not_started_again(
+    registry: Registry, database: Database, clock: FakeClock
+) -> None:
+    """The end of another child has to be tried again, and again, when this one is long forgotten."""
+    options = small(retention=timedelta(seconds=1), poll_interval=timedelta(seconds=1), max_attempts=100)
+    store = FaultyStore(database.store)
+    async with TestEngine(registry, database.store, options, clock=clock, run_tasks=False) as engine:
+        boss = await engine.start(BOSS, Boss(), on_start=hire("a", data=LAZY, policy=CANCEL))
+        await engine.update(boss, hire("b", data=LAZY, policy=CANCEL))
+        await engine.terminate(BOSS)
+    begun: list[str] = []
+
+    async def refuse_b(call: StoreCall) -> None:
+        name = started_by(call)
+        if name is not None:
+            begun.append("a" if "%2Fa%2F" in name else "b")
+            if 0 < begun.count("b") < 5:
+                raise RuntimeError("b is not to be started yet")
+
+    store.before = refuse_b
+    async with TestEngine(registry, store, options, clock=clock) as engine:
+        await engine.skip(timedelta(hours=4))
+        assert sorted(begun) == ["a", *"bbbbb"]
+        assert await engine.count() == 0
+        assert await dead(engine) == []
+    assert await database.queued() == []
 
 
 async def test_id_of_a_child_is_used_once_until_its_machine_is_deleted(
@@ -504,7 +587,7 @@ async def test_children_and_their_ends_are_part_of_the_history(
         trees = [await engine.tree_at(BOSS, entry.version.transition_count) for entry in entries]
         states = [[node.data(ChildExecution).state for node in Children(tree).nodes()] for tree in trees]
     assert states[0] == 2 * [ChildState.SCHEDULED]
-    assert states[-1] == 2 * [ChildState.CLOSED]
+    assert states[-1] == 2 * [CLOSED]
     assert sorted(trees[-1].data(Boss).heard) == ["a COMPLETED DONE", "b COMPLETED DONE"]
     tasks = [task for entry in entries for task in entry.tasks]
     # Two starts, and one end of all children that are left.
@@ -591,7 +674,7 @@ async def test_parent_that_has_closed_is_told_and_not_disturbed(
         (info,) = await engine.children(BOSS)
         await engine.update(Ref(info.child.execution), end())
         await engine.drain()
-        assert await child_states(engine) == [ChildState.CLOSED]
+        assert await child_states(engine) == [CLOSED]
         assert await heard(engine) == []
         assert await dead(engine) == []
 
