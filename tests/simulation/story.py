@@ -106,7 +106,7 @@ class Story(Stage):
                 self.trace(member.process, "is told to leave")
                 member.leave.set()
                 self.begin()
-            await self._check_rows(resting=False)
+            self._check_rows(resting=False)
 
     def _reconnect(self, member: Member) -> None:
         self.trace(member.process, "connected again")
@@ -170,7 +170,7 @@ class Story(Stage):
         return left
 
     async def _end(self) -> None:
-        await self._check_rows(resting=True)
+        self._check_rows(resting=True)
         await check_models(
             self._engine(),
             self.database.data,
@@ -196,16 +196,19 @@ class Story(Stage):
     def _look_in_between(self) -> None:
         if self.audits.random() < _AUDITED and not self.world.wrong:
             try:
-                # A row that was elsewhere when its task became pointless goes back, and is dropped when it comes up.
-                excused = self.records.replayed | self.database.displaced
-                check_rows(self.database.data, excused, resting=False)
+                self._check_states(resting=False)
             except Finding as finding:
                 self.world.wrong.append(str(finding))
 
-    async def _check_rows(self, *, resting: bool) -> None:
-        check_rows(self.database.data, self.records.replayed, resting=resting)
+    def _check_rows(self, *, resting: bool) -> None:
+        self._check_states(resting=resting)
         if self.world.wrong:
             raise Finding(self.world.wrong[0])
+
+    def _check_states(self, *, resting: bool) -> None:
+        # A row that was elsewhere when its task became pointless goes back, and is dropped when it comes up.
+        excused = self.records.replayed if resting else self.records.replayed | self.database.displaced
+        check_rows(self.database.data, excused, resting=resting)
 
     def _in_time(self, deadline: float, what: str) -> None:
         if self.loop.time() > deadline:
