@@ -33,7 +33,7 @@ from hsm.engine._logs import engine_logger
 from hsm.engine._operate import operate
 from hsm.engine._start import Start, Starter
 from hsm.engine._table import row_segments
-from hsm.engine._transaction import locate
+from hsm.engine._transaction import begin, end, locate
 from hsm.errors import (
     ExecutionAlreadyStartedError,
     ExecutionClosedError,
@@ -49,7 +49,7 @@ from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.task import Task
 from hsm.transition import TransitionOutput
-from hsm.tree import Node
+from hsm.tree import MissingPart, Node
 from persistence.proto.execution_pb2 import ExecutionRow, ExecutionStatus, ParentLink
 
 __all__ = ["Family", "OwnExecutor", "children_of", "parent_of"]
@@ -107,7 +107,7 @@ class Family:
             key = await self._begin(info)
         except ExecutionAlreadyStartedError as error:
             refused = Closing(_key_of(info), None, error=str(error))
-            await self._engine.update(ref, lambda node: _close(node, refused))
+            await self._engine.update(ref, lambda node: _close_and_tell(node, refused))
             return
         await self._engine.update(ref, lambda node: node.apply(note_start, key))
 
@@ -137,13 +137,17 @@ class Family:
         parent, closing = told
         reached = False
 
-        def note(node: Node, row: ExecutionRow) -> None:
+        def note(node: Node) -> None:
             nonlocal reached
             reached = True
-            _close(node, closing, tell=row.status != _TERMINATED)
+            _close_and_tell(node, closing)
 
         try:
-            await self._write(parent, note)
+            try:
+                await self._engine.update(parent, note)
+            except ExecutionClosedError:
+                # It is terminated.
+                await self._note(parent, lambda node: _close(node, closing))
         except (ExecutionNotFoundError, StaleReferenceError, StateMachineNotFoundError) as error:
             if reached:
                 # The parent is there, and fails.
@@ -152,20 +156,21 @@ class Family:
 
     async def _confirm(self, ref: Ref, _: Task) -> None:
         key = ref.execution
-        parent = await operate(
-            self._executions, key, lambda execution: (_machine_in_parent(execution.row), None)
-        )
-        if parent is None:
+        execution = await self._executions.acquire(key, fresh=False)
+        # Its parent is the same for ever.
+        parent = _machine_in_parent(execution.row)
+        execution.lock.release()
+        if parent is None or await self._is_known(key, parent):
             return
 
-        def is_expected(node: Node, _: ExecutionRow) -> bool:
+        def is_expected(node: Node) -> bool:
             child = node.data(ChildExecution)
             if child.state is ChildState.SCHEDULED:
                 node.apply(note_start, key)
             return child.execution == key
 
         try:
-            if await self._write(parent, is_expected):
+            if await self._note(parent, is_expected):
                 return
         except (ExecutionNotFoundError, StaleReferenceError, StateMachineNotFoundError) as error:
             _log.debug("%s goes on without its parent: %s", key, error)
@@ -174,11 +179,26 @@ class Family:
         with contextlib.suppress(ExecutionClosedError, ExecutionNotFoundError):
             await self._engine.terminate(key, f"its parent {above.namespace}/{above.id} does not wait for it")
 
-    async def _write(self, ref: Ref, note: Callable[[Node, ExecutionRow], ResultT]) -> ResultT:
+    async def _is_known(self, key: ExecutionKey, parent: Ref) -> bool:
+        """Whether a parent knows its child, as far as that is in memory: what is so stays so."""
+        try:
+            execution = await self._executions.acquire(parent.execution, fresh=False)
+        except ExecutionNotFoundError:
+            return False
+        begin(execution, reading=True)
+        try:
+            return locate(execution, parent, None).data(ChildExecution).execution == key
+        except (StaleReferenceError, StateMachineNotFoundError, MissingPart):
+            return False
+        finally:
+            end(execution)
+            execution.lock.release()
+
+    async def _note(self, ref: Ref, note: Callable[[Node], ResultT]) -> ResultT:
         """Change the machine that stands for a child, also when its execution was terminated."""
 
         def act(execution: Execution) -> tuple[ResultT, None]:
-            return note(locate(execution, ref, None), execution.row), None
+            return note(locate(execution, ref, None)), None
 
         return await operate(self._executions, ref.execution, act)
 
@@ -208,7 +228,7 @@ class Family:
                 key = await self._begin(info, quietly=terminates)
             except ExecutionAlreadyStartedError as error:
                 refused = Closing(_key_of(info), None, error=str(error))
-                await self._write(info.ref, lambda node, _: _close(node, refused, tell=False))
+                await self._note(info.ref, lambda node: _close(node, refused))
                 return
         reason = f"its parent {parent.namespace}/{parent.id} was closed"
         try:
@@ -320,26 +340,31 @@ def _result_of(root: Node) -> bytes | None:
         raise SerializationError(f"the result {result!r} cannot be kept: {error}") from error
 
 
-def _close(node: Node, closing: Closing, *, tell: bool = True) -> None:
-    """Note that a child has ended, and tell the machine that has started it if that is to know."""
+def _close(node: Node, closing: Closing) -> bool:
+    """Note that a child has ended; whether that is news."""
     child = node.data(ChildExecution)
     if child.state is ChildState.CLOSED or (
         child.state is ChildState.STARTED and child.execution != closing.execution
     ):
-        return
+        return False
     node.apply(note_close, closing)
+    return True
+
+
+def _close_and_tell(node: Node, closing: Closing) -> None:
+    """Note that a child has ended, and tell the machine that has started it, if its execution goes on."""
     owner, key = node.parent, node.key
-    if not tell or owner is None or key is None:
+    if not _close(node, closing) or owner is None or key is None:
         return
     root = owner
     while root.parent is not None:
         root = root.parent
 
-    def closed(data: object) -> TransitionOutput | None:
+    def tell(data: object) -> TransitionOutput | None:
         if not isinstance(data, ChildObserver):
             return None
         return data.child_closed(owner, key.id, node.data(ChildExecution))
 
     observed = isinstance(owner.data(object), ChildObserver)
     if observed and lifecycle_of(root.data(object)) is Lifecycle.RUNNING:
-        owner.transition(object, closed)
+        owner.transition(object, tell)
