@@ -38,6 +38,7 @@ from hsm.errors import (
     ExecutionAlreadyStartedError,
     ExecutionClosedError,
     ExecutionNotFoundError,
+    HSMError,
     NotCancellableError,
     SerializationError,
     StaleReferenceError,
@@ -188,7 +189,8 @@ class Family:
         begin(execution, reading=True)
         try:
             return locate(execution, parent, None).data(ChildExecution).execution == key
-        except (StaleReferenceError, StateMachineNotFoundError, MissingPart):
+        except (HSMError, MissingPart):
+            # It may be out of date, and says nothing then.
             return False
         finally:
             end(execution)

@@ -664,6 +664,32 @@ async def test_families_are_spread_over_processes_and_shards(
         assert await one.count() == 31
 
 
+async def test_parent_knows_of_its_children_also_where_an_older_tree_of_it_is_in_memory(
+    registry: Registry, database: Database, clock: FakeClock
+) -> None:
+    options = EngineOptions(shard_count=8)
+    async with (
+        TestEngine(registry, database.store, options, clock=clock) as one,
+        TestEngine(registry, await database.open(), options, clock=clock) as other,
+    ):
+        while not (one._shards.owned and other._shards.owned):
+            clock.advance(timedelta(seconds=1))
+            await asyncio.sleep(0.01)
+        for engine in (one, other):
+            await engine.start(BOSS, Boss(), request_id="once")
+            await engine.read(Ref(BOSS), lambda _: None)
+        # Some of the children are run by the other one, which has not seen the parent since.
+        owner = one if one._executions.partition(BOSS) in one._shards.loader else other
+        await owner.update(Ref(BOSS), hire(*map(str, range(12)), data=LAZY))
+        for _ in range(100):
+            if not await database.queued():
+                break
+            clock.advance(timedelta(seconds=1))
+            await asyncio.sleep(0.01)
+        assert await database.queued() == []
+        assert await child_states(owner) == 12 * [ChildState.STARTED]
+
+
 async def test_parent_that_has_closed_is_told_and_not_disturbed(
     registry: Registry, database: Database
 ) -> None:
