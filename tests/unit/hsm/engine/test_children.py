@@ -645,6 +645,13 @@ async def test_lost_rows_of_families_are_written_anew(registry: Registry, databa
         assert await statuses(engine) == {"a": Lifecycle.TERMINATED}
 
 
+async def divided(clock: FakeClock, *engines: Engine) -> None:
+    """Return when each of the engines runs some of the shards."""
+    while not all(engine._shards.owned for engine in engines):
+        clock.advance(timedelta(seconds=1))
+        await asyncio.sleep(0.01)
+
+
 async def test_families_are_spread_over_processes_and_shards(
     registry: Registry, database: Database, clock: FakeClock
 ) -> None:
@@ -653,15 +660,17 @@ async def test_families_are_spread_over_processes_and_shards(
         TestEngine(registry, database.store, options, clock=clock) as one,
         TestEngine(registry, await database.open(), options, clock=clock) as other,
     ):
+        await divided(clock, one, other)
         names = [str(number) for number in range(30)]
         await one.start(BOSS, Boss(), on_start=hire(*names))
         for _ in range(100):
-            if len(await heard(one)) == 30:
+            if len(await heard(one)) == 30 and not await database.queued():
                 break
             clock.advance(timedelta(seconds=1))
             await asyncio.sleep(0.01)
         assert sorted(await heard(other)) == sorted(f"{name} COMPLETED DONE" for name in names)
         assert await one.count() == 31
+        assert await database.queued() == []
 
 
 async def test_parent_knows_of_its_children_also_where_an_older_tree_of_it_is_in_memory(
@@ -672,9 +681,7 @@ async def test_parent_knows_of_its_children_also_where_an_older_tree_of_it_is_in
         TestEngine(registry, database.store, options, clock=clock) as one,
         TestEngine(registry, await database.open(), options, clock=clock) as other,
     ):
-        while not (one._shards.owned and other._shards.owned):
-            clock.advance(timedelta(seconds=1))
-            await asyncio.sleep(0.01)
+        await divided(clock, one, other)
         for engine in (one, other):
             await engine.start(BOSS, Boss(), request_id="once")
             await engine.read(Ref(BOSS), lambda _: None)
