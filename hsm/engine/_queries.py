@@ -9,6 +9,7 @@ import attrs
 from google.protobuf.message import Message
 from google.protobuf.text_format import MessageToString
 
+from hsm.engine._children import DETACHED
 from hsm.engine._execution import decode_row, load_execution
 from hsm.engine._executions import Executions
 from hsm.engine._family import parent_of
@@ -127,11 +128,15 @@ async def execution_tree(
         execution = await load_execution(store, OpenRegistry(registry), key, partition, ALL_ROWS)
         begin(execution, reading=True)
         terminated = execution.row.status == ExecutionStatus.EXECUTION_STATUS_TERMINATED
-        for node, tasks in _describe(execution.root):
-            # Those of a terminated execution do not run any more, though its machines still name them.
-            waiting = () if terminated else tasks
-            rows = await find_rows(store, partition, key, waiting, in_memory, limit=_ROWS_TO_LOOK_AT)
-            pending = tuple(_pending(registry, key, task, rows.get(task.id)) for task in waiting)
+        nodes = [
+            # The other tasks of one that is terminated run no more, though its machines still name them.
+            (node, [task for task in tasks if not terminated or task.type in DETACHED])
+            for node, tasks in _describe(execution.root)
+        ]
+        waiting = [task for _, tasks in nodes for task in tasks]
+        rows = await find_rows(store, partition, key, waiting, in_memory, limit=_ROWS_TO_LOOK_AT)
+        for node, tasks in nodes:
+            pending = tuple([_pending(registry, key, task, rows.get(task.id)) for task in tasks])
             state = node.state or ("" if node.path else execution.row.state)
             described.append(attrs.evolve(node, state=state, tasks=pending))
     except PersistenceError as error:

@@ -602,6 +602,10 @@ async def test_dead_end_of_children_is_replayed_after_a_termination(
         await engine.drain()
         await engine.terminate(BOSS)
         await engine.run_until_idle()
+        with pytest.raises(ExecutionRunningError, match="has parent or children to tell"):
+            await engine.delete(BOSS)
+        (waiting,) = [task for node in (await engine.describe(BOSS)).nodes for task in node.tasks]
+        assert (waiting.name, waiting.last_error[:14]) == ("hsm.EndChildren", "dead-lettered:")
         (letter,) = [letter async for letter in engine.dead_letters()]
         await engine.update(Ref((await engine.children(BOSS))[0].child.execution), end())
         await engine.replay(letter)

@@ -6,17 +6,23 @@ import pytest
 
 from hsm import (
     Environment,
+    ExecutionKey,
+    Lifecycle,
+    Node,
     Ref,
     TerminalError,
 )
+from hsm.engine import Children, ChildState
 from tests.support.clusters import HOUR, Two, add, child
 from tests.support.jobs import (
     Alarm,
+    Job,
     Lasting,
     Soon,
     World,
     ask,
     failing,
+    finish,
     job,
     log,
     note,
@@ -216,3 +222,38 @@ async def test_tasks_that_are_being_put_back_are_not_forgotten_in_a_failover(
 
 
 # Deletion
+
+
+async def test_child_tells_its_parent_wherever_that_is_written(two: Two) -> None:
+    """It waits for a parent that another cluster has taken over, until it is there itself."""
+    east, west = two.east.engine, two.west.engine
+    kid = ExecutionKey("tests", "kid")
+
+    def hire(node: Node) -> None:
+        Children(node).start("a", Job(), execution=kid)
+
+    boss = await started(east)
+    await east.update(boss, hire)
+    await east.drain()
+    for key in (job(), kid):
+        await two.tell(two.east, two.west, key)
+    await west.take_over(job())
+    await two.to_east()
+    await east.update(Ref(kid), finish())
+    await east.skip(10 * HOUR)
+    assert [info.child.state for info in await west.children(job())] == [ChildState.STARTED]
+    assert [letter async for letter in east.dead_letters()] == []
+    assert len(await two.east.database.queued()) == 1
+
+    await two.tell(two.east, two.west, kid)
+    await west.take_over(kid)
+    await west.drain()
+    for key in (job(), kid):
+        await two.tell(two.west, two.east, key)
+        await two.check_same(key)
+    await east.skip(HOUR)
+    (info,) = await east.children(job())
+    assert (info.child.state, info.child.status) == (ChildState.CLOSED, Lifecycle.COMPLETED)
+    for side in (two.east, two.west):
+        assert await side.database.queued() == []
+        await side.database.check()
