@@ -16,8 +16,8 @@ from hsm.ref import ExecutionKey
 from hsm.registry import Registry
 from hsm.tree import MissingPart
 from persistence import errors as storage
-from persistence.executions import current_run_key, shard_of, shard_partition
-from persistence.proto.execution_pb2 import CurrentRun
+from persistence.executions import current_run_key, execution_key, shard_of, shard_partition
+from persistence.proto.execution_pb2 import CurrentRun, ExecutionRow
 from persistence.store import EngineStore, GetRequest
 
 __all__ = ["Cache"]
@@ -60,6 +60,23 @@ class Cache:
         if found.data is None:
             raise ExecutionNotFoundError(f"there is no execution {key.namespace}/{key.id}")
         return key._replace(run_id=decode_row(CurrentRun, row, found.data).run_id)
+
+    async def stored_row(self, key: ExecutionKey) -> tuple[ExecutionRow, str | None]:
+        """The row of a run as it is in the store now, and its etag.
+
+        Raises:
+            ExecutionNotFoundError: there is no such run.
+        """
+        row_key = execution_key(*key)
+        try:
+            found = await self._store.get(GetRequest(partition=self.partition(key), key=row_key))
+        except storage.PersistenceError as error:
+            raise translated(error) from error
+        if found.data is None:
+            raise ExecutionNotFoundError(
+                f"there is no execution {key.namespace}/{key.id} (run {key.run_id!r})"
+            )
+        return decode_row(ExecutionRow, row_key, found.data), found.etag
 
     def cached(self, key: ExecutionKey) -> Execution | None:
         """An execution that is in memory."""

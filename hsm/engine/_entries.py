@@ -10,14 +10,19 @@ from persistence.proto.execution_pb2 import ExecutionRow, HistoryRow
 from persistence.proto.hsm_pb2 import StateMachineNode
 from persistence.store import SetRequest
 
-__all__ = ["history_row"]
+__all__ = ["empty_entry", "history_row"]
+
+
+def empty_entry(row: ExecutionRow) -> HistoryRow:
+    """The entry of a commit that changes no machine, and writes the execution's row as `row`."""
+    return HistoryRow(version=row.history[-1], next_ordinal=row.next_ordinal, root_type=row.root_type)
 
 
 def history_row(
     execution: Execution, commit: Commit, removed: Sequence[Removed], row: ExecutionRow, *, root_changed: bool
 ) -> HistoryRow:
     """What a commit adds to the history of an execution, whose row it will write as `row`."""
-    entry = HistoryRow(version=row.history[-1], next_ordinal=row.next_ordinal, root_type=row.root_type)
+    entry = empty_entry(row)
     for subtree in removed:
         entry.deleted.add(segments=subtree.segments, before_ordinal=subtree.before_ordinal)
     if root_changed:

@@ -12,10 +12,11 @@ from hsm.engine.clock import from_nanos
 from hsm.engine.history import tree_of
 from hsm.engine.info import HistoryEntry
 from hsm.errors import NoHistoryError
-from hsm.machine import VersionedTransition
-from hsm.ref import ExecutionKey
+from hsm.ref import ExecutionKey, contains
 from hsm.registry import Registry
 from hsm.tree import Node
+from hsm.tree._delta import history_of
+from hsm.tree._proto import version_of
 from persistence import errors as storage
 from persistence.executions import history_key, history_prefix, prefix_end
 from persistence.proto.execution_pb2 import HistoryRow
@@ -30,7 +31,7 @@ async def history(
     """See `Engine.history`."""
     async for row in _rows(executions, store, await executions.resolve(key), after):
         yield HistoryEntry(
-            VersionedTransition(row.version.failover_version, row.version.max_transition_count),
+            version_of(row.version),
             from_nanos(row.time_nanos),
             tuple(row_path(node.segments) for node in row.changed),
             tuple(row_path(deleted.segments) for deleted in row.deleted),
@@ -54,6 +55,14 @@ async def tree_at(
             f"nothing is known of transition {count} of {key.namespace}/{key.id}, whose history ends before"
             " it, if it is kept at all"
         )
+    if len(rows) < count:
+        lacking = next(
+            number for number, row in enumerate(rows, 1) if row.version.max_transition_count != number
+        )
+        raise NoHistoryError(
+            f"the tree at transition {count} cannot be made: the history here lacks transition {lacking} of"
+            f" {key.namespace}/{key.id}, as one that was written in another cluster"
+        )
     return tree_of(registry, rows)
 
 
@@ -61,8 +70,12 @@ async def _rows(
     executions: Executions, store: EngineStore, key: ExecutionKey, after: int = 0
 ) -> AsyncIterator[HistoryRow]:
     start, end = history_key(*key, after + 1), prefix_end(history_prefix(*key))
+    versions = history_of((await executions.stored_row(key))[0])
     try:
         async for item in store.scan(executions.partition(key), start, end):
-            yield decode_row(HistoryRow, item.key, item.value)
+            row = decode_row(HistoryRow, item.key, item.value)
+            # Commits that were lost in a failover have left their rows.
+            if contains(versions, version_of(row.version)):
+                yield row
     except storage.PersistenceError as error:
         raise translated(error) from error

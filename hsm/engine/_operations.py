@@ -148,7 +148,8 @@ class Operations:
         The counts are those of `HistoryEntry.version`. All changes from the start on are read.
 
         Raises:
-            NoHistoryError: nothing is known of such a commit; see `start(history=True)`.
+            NoHistoryError: nothing is known of such a commit, see `start(history=True)`, or of one before it
+                that another cluster has written.
             ExecutionNotFoundError: there is no such execution.
         """
         return await _history.tree_at(self._executions, self._store, self._registry, key, transition_count)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from hsm.engine._execution import decode_row, is_foreign
+from hsm.engine._entries import empty_entry
+from hsm.engine._execution import is_foreign
 from hsm.engine._executions import Executions
 from hsm.engine._export import read_delta
 from hsm.engine._marks import marks
@@ -12,16 +13,16 @@ from hsm.engine._merge import free_tombstone_key, merge
 from hsm.engine._shards import Shards
 from hsm.engine._translation import translated
 from hsm.engine.options import EngineOptions
-from hsm.errors import ExecutionNotFoundError, NotActiveError
+from hsm.errors import NotActiveError
 from hsm.machine import VersionedTransition
 from hsm.ref import ExecutionKey
 from hsm.tree import MergeResult
 from hsm.tree._delta import history_of
 from persistence import errors as storage
-from persistence.executions import execution_key, parked_prefix, prefix_end
-from persistence.proto.execution_pb2 import ExecutionRow, TombstoneKind, TombstoneRow
+from persistence.executions import execution_key, history_key, parked_prefix, prefix_end
+from persistence.proto.execution_pb2 import TombstoneKind, TombstoneRow
 from persistence.proto.replication_pb2 import Delta
-from persistence.store import EngineStore, GetRequest, SetRequest
+from persistence.store import EngineStore, SetRequest
 
 __all__ = ["Replication"]
 
@@ -44,7 +45,7 @@ class Replication:
             ExecutionNotFoundError: there is no such execution.
         """
         key = await self._executions.resolve(key)
-        row, _ = await self._row(key)
+        row, _ = await self._executions.stored_row(key)
         return history_of(row)
 
     async def changes_since(self, key: ExecutionKey, version: VersionedTransition = _UNKNOWN) -> Delta:
@@ -109,7 +110,7 @@ class Replication:
             raise NotActiveError("an engine without `EngineOptions.cluster` takes over nothing")
         key = await self._executions.resolve(key)
         while True:
-            row, etag = await self._row(key)
+            row, etag = await self._executions.stored_row(key)
             last = history_of(row)[-1]
             if last.failover_version and not is_foreign(last.failover_version, cluster):
                 break
@@ -120,12 +121,21 @@ class Replication:
                 failover_version=version.failover_version, max_transition_count=version.transition_count
             )
             partition = self._executions.partition(key)
-            write = SetRequest(
-                partition=partition, key=execution_key(*key), value=row.SerializeToString(), etag=etag
-            )
+            writes = [
+                SetRequest(
+                    partition=partition, key=execution_key(*key), value=row.SerializeToString(), etag=etag
+                ),
+                *marks(partition, key, cluster),
+            ]
+            if row.keeps_history:
+                # Or there would be a gap in it.
+                entry = empty_entry(row)
+                entry.time_nanos = self._options.clock.time_ns()
+                own = history_key(*key, version.transition_count)
+                writes.append(SetRequest(partition=partition, key=own, value=entry.SerializeToString()))
             try:
                 parked = await self._parked(key)
-                await self._store.multi([write, *marks(partition, key, cluster), *parked])
+                await self._store.multi([*writes, *parked])
             except storage.ETagMismatchError:
                 continue
             except storage.PersistenceError as error:
@@ -137,17 +147,6 @@ class Replication:
             break
         await self._repair(key)
         return last
-
-    async def _row(self, key: ExecutionKey) -> tuple[ExecutionRow, str | None]:
-        row_key = execution_key(*key)
-        request = GetRequest(partition=self._executions.partition(key), key=row_key)
-        try:
-            found = await self._store.get(request)
-        except storage.PersistenceError as error:
-            raise translated(error) from error
-        if found.data is None:
-            raise ExecutionNotFoundError(f"there is no execution {key.namespace}/{key.id}")
-        return decode_row(ExecutionRow, row_key, found.data), found.etag
 
     async def _parked(self, key: ExecutionKey) -> list[SetRequest]:
         """Have tasks put back that were put aside here in a pause of which the other cluster knows more."""

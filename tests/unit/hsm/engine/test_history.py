@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from hsm import ExecutionNotFoundError, Key, Node, NoHistoryError, Ref
 from hsm.testing import FakeClock, TestEngine
+from tests.support.clusters import EAST, Two, V
 from tests.support.databases import Database, new_database
 from tests.support.jobs import Job, Lasting, Soon, Step, World, add_child, job, log, note, small, step
 
@@ -82,6 +83,63 @@ async def test_history_goes_with_the_execution(world: World, database: Database)
         assert await database.keys("h/") == []
         with pytest.raises(ExecutionNotFoundError):
             await engine.tree_at(job(), 1)
+
+
+async def test_tree_is_not_made_of_a_history_with_a_gap(two: Two) -> None:
+    """What was done in another cluster is in its history: here there is only what has come of it."""
+    east, west = two.east.engine, two.west.engine
+    root, a = Ref(job()), Ref(job(), (step("a"),))
+    await east.start(job(), Job(), on_start=note("east"), history=True)
+    await east.update(root, add_child("a"))
+    first = await east.read(root, picture)
+    await two.to_west()
+    await west.take_over(job())
+    await west.update(a, note("west"))
+    await west.update(root, add_child("b"))
+    for count, lacking in ((2, 2), (3, 1), (4, 1), (5, 1)):
+        with pytest.raises(NoHistoryError, match=f"transition {lacking} of tests/job"):
+            await west.tree_at(job(), count)
+
+    await two.to_east()
+    await east.take_over(job())
+    await east.update(root, note("back"))
+    assert picture(await east.tree_at(job(), 2)) == first
+    with pytest.raises(NoHistoryError, match="transition 3 of tests/job"):
+        await east.tree_at(job(), 7)
+
+
+async def test_commits_that_were_lost_in_a_failover_are_no_history(two: Two) -> None:
+    east, west = two.east.engine, two.west.engine
+    root = Ref(job())
+    await east.start(job(), Job(), history=True)
+    await two.to_west()
+    await east.update(root, note("lost"))
+    await east.update(root, note("lost, too"))
+    await west.take_over(job())
+    await west.update(root, note("west"))
+    await two.to_east()
+    assert [entry.version async for entry in east.history(job())] == [V(1, 1)]
+    with pytest.raises(NoHistoryError, match="transition 3 of tests/job"):
+        await east.tree_at(job(), 3)
+
+
+async def test_history_goes_on_when_its_own_cluster_takes_over(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.start(job(), Job(), on_start=note("before"), history=True)
+    async with TestEngine(world.registry, database.store, small(cluster=EAST)) as engine:
+        await engine.take_over(job())
+        await engine.update(Ref(job()), note("after"))
+        versions = [entry.version async for entry in engine.history(job())]
+        assert versions == [V(0, 1), V(1, 2), V(1, 3)]
+        assert log(await engine.tree_at(job(), 2)) == ["before"]
+        assert log(await engine.tree_at(job(), 3)) == ["before", "after"]
+
+
+async def test_run_that_is_not_there_has_no_history(world: World, database: Database) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        await engine.start(job(), Job(), history=True)
+        with pytest.raises(ExecutionNotFoundError, match="'another'"):
+            _ = [entry async for entry in engine.history(job()._replace(run_id="another"))]
 
 
 edits = st.lists(
