@@ -136,6 +136,9 @@ def _open_ours(path: Path, busy_timeout: timedelta) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
         # The writer asks for checkpoints when nobody waits; inside a commit they are the last resort.
         connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+        # A statement that writes many rows keeps pages as they were, to be able to undo itself:
+        # in a file otherwise, which costs a sixth of a commit of two hundred rows.
+        connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA cell_size_check = ON")
         if not _check_ownership(connection, path):
             _create(connection, path)
