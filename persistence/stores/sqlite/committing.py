@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -38,18 +38,24 @@ class Committer:
         """Begin to carry out a batch; `finish` may be called before this returns."""
         etags = new_etags(len(batch))
         if not (self._is_small(batch) and self._pace.quick and self._thread.idle):
-            self._thread.call(partial(self._commit, batch, etags), partial(self._finish, finish))
+            self._commit_in_thread(batch, etags, finish)
             return
         try:
             results = self._commit(batch, etags, wait=False)
         except StoreBusyError:
-            self._thread.call(partial(self._commit, batch, etags), partial(self._finish, finish))
+            self._commit_in_thread(batch, etags, finish)
         except BaseException as error:
             finish(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            self._finish(finish, results)
+            # After those who wait have heard, and before the next batch.
+            finish(results)
+            if self._writer.checkpoint_is_due:
+                self._thread.call(self._checkpoint, _ignore)
+
+    def _commit_in_thread(self, batch: Sequence[Transaction], etags: Sequence[str], finish: Finish) -> None:
+        self._thread.call(partial(self._commit, batch, etags), finish, chore=self._due_checkpoint)
 
     @staticmethod
     def _is_small(batch: Sequence[Transaction]) -> bool:
@@ -63,14 +69,16 @@ class Committer:
         self._pace.took(time.perf_counter() - began)
         return results
 
-    def _finish(self, finish: Finish, outcome: Sequence[Result] | BaseException) -> None:
-        # After those who wait have heard, and before the next batch.
-        finish(outcome)
-        if self._writer.checkpoint_is_due:
-            self._thread.call(self._writer.checkpoint, _note_checkpoint)
+    def _due_checkpoint(self) -> Callable[[], None] | None:
+        return self._checkpoint if self._writer.checkpoint_is_due else None
+
+    def _checkpoint(self) -> None:
+        try:
+            self._writer.checkpoint()
+        except Exception as error:  # noqa: BLE001  nobody waits for it
+            # Nothing is lost: the log stays as it is until the next one.
+            _log.warning("the log of commits could not be written back: %s", error)
 
 
-def _note_checkpoint(outcome: BaseException | None) -> None:
-    if outcome is not None:
-        # Nothing is lost: the log stays as it is until the next one.
-        _log.warning("the log of commits could not be written back: %s", outcome)
+def _ignore(outcome: BaseException | None) -> None:
+    """Nobody waits for a checkpoint."""

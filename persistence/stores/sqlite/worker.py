@@ -9,11 +9,23 @@ import time
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar, TypeVarTuple
 
-__all__ = ["Watchdog", "Worker"]
+__all__ = ["Chore", "Watchdog", "Worker"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+Chore: TypeAlias = Callable[[], Callable[[], None] | None]
+"""Asked in the thread: something to do that nobody waits for, or None."""
+
+
+def _no_chore() -> None:
+    return None
+
+
+def _nothing() -> None:
+    pass
 
 
 class Worker:
@@ -31,7 +43,7 @@ class Worker:
         self.finished: int = 0
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(self)
-        self._queue: SimpleQueue[Callable[[], Callable[[], None]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], Callable[[], None]], Chore] | None] = SimpleQueue()
         # A daemon, so that a program which forgets to close its store can still end.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -56,8 +68,15 @@ class Worker:
         self.call(work, finish)
         return future
 
-    def call(self, work: Callable[[], T], finish: Callable[[T | BaseException], None]) -> None:
-        """Do some work in the thread, then call `finish` in the event loop's with the result or the error."""
+    def call(
+        self, work: Callable[[], T], finish: Callable[[T | BaseException], None], *, chore: Chore = _no_chore
+    ) -> None:
+        """Do some work in the thread, then call `finish` in the event loop's with the result or the error.
+
+        `chore` is asked behind the work what else there is to do. That is done at once, while the event loop
+        attends to the news, and belongs to the work: until it is done, too, the thread is not idle. It must
+        not raise.
+        """
 
         def job() -> Callable[[], None]:
             try:
@@ -66,7 +85,7 @@ class Worker:
                 return partial(finish, error)
 
         self.started += 1
-        self._queue.put(job)
+        self._queue.put((job, chore))
         self._watchdog.arm()
 
     async def stop(self) -> None:
@@ -75,12 +94,23 @@ class Worker:
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
+        while (piece := self._queue.get()) is not None:
+            job, chore = piece
             news = job()
-            # The loop is closed if the program ended without closing the store: nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._learn, news)
-            del job, news  # not to keep a batch alive until the next one comes
+            do_chore = chore()
+            if do_chore is None:
+                self._tell(self._learn, news)
+            else:
+                self._tell(news)
+                # Before the event loop, which is busy with the news, has got the interpreter lock.
+                do_chore()
+                self._tell(self._learn, _nothing)
+            del piece, job, chore, news, do_chore  # not to keep a batch alive until the next one comes
+
+    def _tell(self, callback: Callable[[*Ts], None], *arguments: *Ts) -> None:
+        # The loop is closed if the program ended without closing the store: nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _learn(self, news: Callable[[], None]) -> None:
         self.finished += 1

@@ -41,6 +41,34 @@ async def test_whatever_work_dies_of_reaches_the_caller_and_the_thread_goes_on(d
     await worker.stop()
 
 
+async def test_a_chore_is_done_after_the_news_is_out_and_keeps_the_thread_from_being_idle() -> None:
+    worker = Worker("test")
+    news: asyncio.Queue[object] = asyncio.Queue()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def chore() -> None:
+        begun.set()
+        go_on.wait()
+
+    worker.call(lambda: "done", news.put_nowait, chore=lambda: chore)
+    assert await news.get() == "done"
+    idle = [worker.idle]
+    go_on.set()
+    assert await worker.run(lambda: "next") == "next"
+    idle.append(worker.idle)
+    assert idle == [False, True]
+    assert begun.is_set()
+    await worker.stop()
+
+
+async def test_without_a_chore_the_thread_is_idle_when_the_news_is_out() -> None:
+    worker = Worker("test")
+    idle: asyncio.Queue[bool] = asyncio.Queue()
+    worker.call(lambda: None, lambda _: idle.put_nowait(worker.idle), chore=lambda: None)
+    assert await idle.get()
+    await worker.stop()
+
+
 async def test_a_cancelled_caller_does_not_disturb() -> None:
     worker = Worker("test")
     go_on = threading.Event()
