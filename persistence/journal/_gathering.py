@@ -20,7 +20,7 @@ from persistence.errors import (
     InvalidRequestError,
     PersistenceError,
 )
-from persistence.journal._heads import Head, Heads
+from persistence.journal._heads import Heads
 from persistence.journal._plans import Plan, together
 from persistence.journal.ids import EventId, EventIdSource
 from persistence.store import EngineStore
@@ -98,7 +98,7 @@ class Gatherer:
     async def write_alone(self, plan: Plan) -> str:
         """Write a plan in a transaction of its own; see `write`."""
         etag = await self._store.multi(plan.alone())
-        self._heads.keep(plan.history, Head(plan.row, etag))
+        self._heads.keep(plan.history, plan.made(etag))
         return etag
 
     def _start(self) -> None:
@@ -171,7 +171,7 @@ class Gatherer:
             keep = self._heads.keep
             for member in members:
                 plan, future = member.plan, member.future
-                keep(plan.history, Head(plan.row, etag))
+                keep(plan.history, plan.made(etag))
                 if not future.done():
                     future.set_result(etag)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from google.protobuf.message import DecodeError
@@ -45,6 +45,16 @@ class Head:
         self.active: bool = row is not None and row.phase in _ACTIVE
         self.last: EventId = EPOCH if row is None else _id(row.head)
         self.version: EventId = self.last if self.active else EPOCH
+
+    @classmethod
+    def committed(cls, row: HistoryHead, etag: str, last: EventId) -> Self:
+        """The row that a commit has made, of which everything is known already."""
+        head = cls.__new__(cls)
+        head.row = row
+        head.etag = etag
+        head.active = True
+        head.last = head.version = last
+        return head
 
     @property
     def epoch(self) -> EventId:

@@ -60,6 +60,10 @@ class Plan:
         """The transaction of this commit and no other one."""
         return together(self.partition, (self,), self.stamp)
 
+    def made(self, etag: str) -> Head:
+        """The head that is there once the plan was written."""
+        return Head.committed(self.row, etag, self.events[-1].id)
+
 
 def together(partition: str, plans: Sequence[Plan], stamp: EventId) -> list[Operation]:
     """The transaction of commits to different histories, which have one place among pending commits."""

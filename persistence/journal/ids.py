@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +23,11 @@ _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # An id from farther in the future is the work of a broken clock, which must not become that of everybody.
 _MAX_SKEW_MILLISECONDS: Final = 60_000
 _LAST: Final = (1 << 8 * _SIZE) - 1
+# Within a millisecond chance need not come from the operating system, which costs as much as all the rest.
+# It must not be that of another process, however: whoever is forked begins anew.
+_STEPS: Final = random.Random()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_STEPS.seed)
 
 
 class EventId(bytes):
@@ -84,12 +90,13 @@ class EventIdSource:
     a minute of skew between their clocks (hybrid logical clocks, Kulkarni et al. 2014).
     """
 
-    __slots__ = ("_clock", "_last", "_random")
+    __slots__ = ("_clock", "_last", "_random", "_steps")
 
     def __init__(self, clock: Callable[[], int] = time.time_ns, chance: random.Random | None = None) -> None:
         """Take the time from `clock`, nanoseconds since 1970, and the rest from `chance`."""
         self._clock = clock
         self._random: random.Random = chance or random.SystemRandom()
+        self._steps: random.Random = chance or _STEPS
         self._last = 0
 
     def new(self, after: EventId = EPOCH) -> EventId:
@@ -104,7 +111,7 @@ class EventIdSource:
             # The top bit stays free: an id is never the last of its millisecond.
             made = millisecond << _RANDOM_BITS | self._random.getrandbits(_RANDOM_BITS - 1)
         else:
-            made = floor + 1 + self._random.getrandbits(32)
+            made = floor + 1 + self._steps.getrandbits(32)
             if made > _LAST:
                 raise InvalidEventError(f"no id follows {after}")
         if made >> _RANDOM_BITS <= millisecond + _MAX_SKEW_MILLISECONDS:

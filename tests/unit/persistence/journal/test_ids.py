@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -86,3 +88,26 @@ def test_nothing_follows_the_last_id() -> None:
 
 def test_epoch_is_before_every_id() -> None:
     assert source(SetClock()).new() > EPOCH
+
+
+FORKED = """
+import os, sys
+from persistence.journal import EventId, EventIdSource
+
+ids = EventIdSource(lambda: 10**18)
+seen = ids.new()
+for _ in range(2):
+    if os.fork() == 0:
+        sys.stdout.write(f"{ids.new()}\\n")
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is forked there")
+def test_forked_processes_do_not_make_the_same_ids_within_a_millisecond() -> None:
+    """Two commits with one stamp would write each other's rows in the queue for the feed over."""
+    told = subprocess.run([sys.executable, "-c", FORKED], check=True, capture_output=True, text=True).stdout
+
+    assert len(set(told.split())) == 2
