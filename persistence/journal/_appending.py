@@ -135,7 +135,11 @@ class Appender:
         rows: list[Operation] = []
         size = 0
         for event in events:
-            id_ = event.id or self._ids.new(after)
+            id_ = event.id
+            if id_ is None:
+                id_ = after = self._ids.new(after)
+            else:
+                after = max(after, id_)
             serial += 1
             data = with_header(event.payload, id_, parent)
             stored, codec = self._coding.encode(history, id_, data)
@@ -148,7 +152,6 @@ class Appender:
             size += len(value) + self._overhead
             made.append(Event(history, id_, parent, serial, data, hash_))
             parent = id_
-            after = max(after, id_)
         # Greater than that of the commit before, which orders the commits of a history in the feed. An id
         # that somebody else has made may come from any time, and would put the commit there.
         stamp = parent if events[0].id is None else self._ids.new(latest)

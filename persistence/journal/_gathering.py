@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -71,7 +71,7 @@ class Gatherer:
         self._last = 0
         self._turns = 0
 
-    async def write(self, plan: Plan) -> str:
+    def write(self, plan: Plan) -> Awaitable[str]:
         """Write a plan, together with others if any wait; the etag of its head, which is kept from then on.
 
         Raises:
@@ -86,8 +86,11 @@ class Gatherer:
             if not self._busy:
                 self._busy = True
                 loop.call_soon(self._start)
-            return await waiting.future
+            return waiting.future
         self._busy = True
+        return self._write_first(plan)
+
+    async def _write_first(self, plan: Plan) -> str:
         try:
             return await self.write_alone(plan)
         finally:

@@ -68,20 +68,16 @@ class Plan:
 def together(partition: str, plans: Sequence[Plan], stamp: EventId) -> list[Operation]:
     """The transaction of commits to different histories, which have one place among pending commits."""
     operations: list[Operation] = []
-    histories: list[bytes] = []
-    lives: list[int] = []
-    counts: list[int] = []
-    ids: list[bytes] = []
     for plan in plans:
-        history, row = plan.history, plan.row
-        histories.append(history.bytes)
-        lives.append(row.life)
-        counts.append(len(plan.events))
-        ids += [event.id for event in plan.events]
-        row.stamp = stamp
-        operations.append(head_request(partition, history, plan.head, row))
+        plan.row.stamp = stamp
+        operations.append(head_request(partition, plan.history, plan.head, plan.row))
         operations += plan.rows
-    block = FeedBlock(histories=b"".join(histories), lives=lives, counts=counts, event_ids=b"".join(ids))
+    block = FeedBlock(
+        histories=b"".join([plan.history.bytes for plan in plans]),
+        lives=[plan.row.life for plan in plans],
+        counts=[len(plan.events) for plan in plans],
+        event_ids=b"".join([event.id for plan in plans for event in plan.events]),
+    )
     operations.append(pending_request(partition, stamp, block))
     return operations
 
