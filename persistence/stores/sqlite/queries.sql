@@ -12,8 +12,9 @@ SELECT group_concat(kv.etag || q.i) FROM q CROSS JOIN kv ON kv.p = q.p AND kv.k 
 WHERE kv.expires IS NULL OR kv.expires > ?
 
 -- :upsert
--- Not INSERT OR REPLACE, which deletes the old row first: a fifth slower.
-INSERT INTO kv (p, k, etag, expires, content_type, v) VALUES {rows}
+-- Not INSERT OR REPLACE, which deletes the old row first: a fifth slower. OR FAIL leaves undoing to the
+-- transaction.
+INSERT OR FAIL INTO kv (p, k, etag, expires, content_type, v) VALUES {rows}
 ON CONFLICT (p, k) DO UPDATE
 SET etag = excluded.etag, expires = excluded.expires, content_type = excluded.content_type, v = excluded.v
 
