@@ -16,6 +16,7 @@ __all__ = [
     "EXPIRED",
     "GET",
     "KEYS_LIKE",
+    "LARGEST_CHUNK",
     "LARGEST_DELETE",
     "PING",
     "SCAN",
@@ -25,12 +26,13 @@ __all__ = [
     "delete",
     "lookup",
     "upsert",
+    "upsert_plain",
     "values",
 ]
 
 # Statements for powers of two, so that any number of rows takes few statements and few are ever prepared;
 # 256 rows of 6 columns are far below SQLite's 32 766 parameters.
-_LARGEST_CHUNK: Final = 256
+LARGEST_CHUNK: Final = 256
 LARGEST_DELETE: Final = 64
 """Rows that one delete takes; its condition is as deep as it has rows, and SQLite bounds the depth."""
 
@@ -70,12 +72,18 @@ def upsert(rows: int) -> str:
 
 
 @functools.cache
+def upsert_plain(rows: int) -> str:
+    """The statement that writes so many rows that do not expire and have no content type."""
+    return _QUERIES["upsert"].replace("{rows}", ",".join(["(?,?,?,NULL,NULL,?)"] * rows))
+
+
+@functools.cache
 def delete(rows: int) -> str:
     """The statement that deletes so many rows."""
     return _QUERIES["delete"].replace("{rows}", " OR ".join(["(p=? AND k=?)"] * rows))
 
 
-def chunk_sizes(count: int, largest: int = _LARGEST_CHUNK) -> Iterator[int]:
+def chunk_sizes(count: int, largest: int = LARGEST_CHUNK) -> Iterator[int]:
     """Split a number of rows into sizes for which there are statements: 300 into 256, 32, 8, 4."""
     while count >= largest:
         yield largest

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Decision, Slot, Transaction, decide
@@ -19,6 +19,8 @@ __all__ = ["Writer"]
 
 _ETAG_LENGTH: Final = 16
 _COLUMNS: Final = 6
+_PLAIN_COLUMNS: Final = 4
+_KEY_COLUMNS: Final = 2
 _MILLISECONDS: Final = 1000
 _CLEANUP_ROWS: Final = 1000
 _CLEANUP_SLACK_MILLISECONDS: Final = 100
@@ -26,6 +28,8 @@ _PAGE_BYTES: Final = 4096
 _PAGES_OF_ROW: Final = 2
 _CHECKPOINT_PAGES: Final = 1000
 _MOST_PAGES_GUESSED: Final = 8 * _CHECKPOINT_PAGES
+
+_Parameter: TypeAlias = str | int | bytes | bytearray | None
 
 
 class Writer:
@@ -142,26 +146,41 @@ class Writer:
         return stored
 
     def _write(self, decision: Decision, now: int) -> None:
-        written: list[str | int | bytes | None] = []
-        deleted: list[str] = []
+        plain: list[_Parameter] = []
+        others: list[_Parameter] = []
+        deleted: list[_Parameter] = []
         for (partition, key), (write, etag) in decision.writes.items():
             _, value, ttl_seconds, content_type = write
             if value is None:
                 deleted += (partition, key)
+                continue
+            size = len(value)
+            self._pages += size // _PAGE_BYTES
+            # Python looks for adapters of bytes and None before it binds them, which costs more than the rest
+            # of what it does for a row. Of a bytearray it does not, but that is a copy.
+            blob = bytearray(value) if size < _PAGE_BYTES else value
+            if ttl_seconds is None and content_type is None:
+                plain += (partition, key, etag, blob)
             else:
                 expires = None if ttl_seconds is None else now + ttl_seconds * _MILLISECONDS
-                written += (partition, key, etag, expires, content_type, value)
-                self._pages += len(value) // _PAGE_BYTES
+                others += (partition, key, etag, expires, content_type, blob)
         self._pages += len(decision.writes) * _PAGES_OF_ROW
+        self._execute(sql.upsert_plain, plain, _PLAIN_COLUMNS)
+        self._execute(sql.upsert, others, _COLUMNS)
+        self._execute(sql.delete, deleted, _KEY_COLUMNS, largest=sql.LARGEST_DELETE)
+
+    def _execute(
+        self,
+        statement: Callable[[int], str],
+        parameters: Sequence[_Parameter],
+        columns: int,
+        *,
+        largest: int = sql.LARGEST_CHUNK,
+    ) -> None:
         start = 0
-        for rows in sql.chunk_sizes(len(written) // _COLUMNS):
-            end = start + rows * _COLUMNS
-            self._connection.execute(sql.upsert(rows), written[start:end])
-            start = end
-        start = 0
-        for rows in sql.chunk_sizes(len(deleted) // 2, sql.LARGEST_DELETE):
-            end = start + rows * 2
-            self._connection.execute(sql.delete(rows), deleted[start:end])
+        for rows in sql.chunk_sizes(len(parameters) // columns, largest):
+            end = start + rows * columns
+            self._connection.execute(statement(rows), parameters[start:end])
             start = end
 
     def _commit(self) -> None:
