@@ -67,6 +67,11 @@ class Sagas:
             # Whoever else has carried it out may have forgotten it just now.
             await self._store.delete(DeleteRequest(partition=self._partition, key=saga.id, etag=found.etag))
 
+    async def is_pending(self, saga: Saga) -> bool:
+        """Whether a saga is still to be carried out, as far as its record tells."""
+        found = await self._store.get(GetRequest(partition=self._partition, key=saga.id))
+        return found.data == saga.data
+
     async def pending(self, prefix: str = "") -> AsyncIterator[Saga]:
         """The sagas whose id begins with `prefix`, in order of their ids."""
         async for item in self._store.scan(self._partition, prefix, ""):

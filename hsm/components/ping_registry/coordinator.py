@@ -190,7 +190,13 @@ class Coordinator:
 
     async def _begin(self, record: BeginRecord) -> Begun:
         init = Init(self.registry_id, record.expected_servers, record.request_id)
-        await self.workflows.init(record.workflow_id, init)
+        try:
+            await self.workflows.init(record.workflow_id, init)
+        except JournalError as error:
+            if not isinstance(error.__cause__, VersionConflictError):
+                raise
+            # Whoever completes what is recorded was faster, or another request: now the state tells.
+            await self.workflows.init(record.workflow_id, init)
         state = await self.workflows.find(record.workflow_id)
         index_vid = await self.index.begin(self.index_id, record.workflow_id, state.start.event_id)
         return Begun(record.workflow_id, index_vid, state.vid)
@@ -283,14 +289,20 @@ class Coordinator:
             pending = [saga async for saga in self._sagas.pending(_records.prefix(self.index_id))]
         for saga in pending:
             try:
-                await self._recorded(saga, functools.partial(self._carry_out, saga))
+                count += await self._carry_out(saga)
             except PingRegistryError as error:
                 _logger.warning("registry %s: a command was not completed: %s", self.registry, error)
-            else:
-                count += 1
         return count
 
-    async def _carry_out(self, saga: Saga) -> None:
+    async def _carry_out(self, saga: Saga) -> bool:
+        """Complete a command, unless its caller has had an answer meanwhile; whether that was done."""
+        async with package_errors():
+            if not await self._sagas.is_pending(saga):
+                return False
+        await self._completed(saga, functools.partial(self._take_up, saga))
+        return True
+
+    async def _take_up(self, saga: Saga) -> None:
         record = _records.parse(saga)
         if isinstance(record, BeginRecord):
             await self._begin(record)
@@ -355,6 +367,9 @@ class Coordinator:
                 await self._sagas.record(saga)
             except SagaConflictError as error:
                 raise StateConflictError("another request is under way") from error
+        return await self._completed(saga, steps)
+
+    async def _completed(self, saga: Saga, steps: Callable[[], Awaitable[ResultT]]) -> ResultT:
         try:
             result = await steps()
         except JournalError:
@@ -367,8 +382,12 @@ class Coordinator:
         return result
 
     async def _forget(self, saga: Saga) -> None:
-        async with package_errors():
-            await self._sagas.forget(saga)
+        try:
+            async with package_errors():
+                await self._sagas.forget(saga)
+        except JournalError as error:
+            # The answer is known. That the record stays does no harm: `resume` finds nothing left to do.
+            _logger.warning("registry %s: the record %r stays: %s", self.registry, saga.id, error)
 
 
 def _gathered(state: State) -> Gathered:

@@ -14,6 +14,7 @@ from hsm.components.ping_registry import (
     EXPIRED,
     ArgumentNotIdempotentError,
     Coordinator,
+    Init,
     InvalidNameError,
     JournalError,
     StateCode,
@@ -160,6 +161,44 @@ async def test_commit_by_two_for_one_request_succeeds_for_both(
 
     assert committed.workflow_vid == (await other.workflows.find(id_)).vid
     assert await events_of(world, id_) == [111, 112, 113, 114, 115]
+    assert await pending(world) == []
+
+
+async def test_begin_by_two_for_one_request_succeeds_for_both(
+    coordinator: Coordinator, other: Coordinator, world: World
+) -> None:
+    id_ = uuid4()
+
+    async def resume(call: Call) -> None:
+        if call.method == "multi" and f"h/{id_.hex}" in str(call.request):
+            world.faulty.before = None
+            assert await other.resume() == 1
+            await other.workflows.append_ping(id_, NO_VC, 0, "here")
+
+    world.faulty.before = resume
+    begun = await coordinator.begin(id_)
+
+    assert begun.workflow_vid == (await other.workflows.find(id_)).vid
+    assert await events_of(world, id_) == [111, 112]
+    assert await events_of(world, other.index_id) == [111]
+    assert await pending(world) == []
+
+
+async def test_begin_by_two_for_different_requests_is_refused_to_one(
+    coordinator: Coordinator, other: Coordinator, world: World
+) -> None:
+    id_ = uuid4()
+
+    async def begin(call: Call) -> None:
+        if call.method == "multi" and f"h/{id_.hex}" in str(call.request):
+            world.faulty.before = None
+            await other.workflows.init(id_, Init(other.registry_id, ("a",), "another"))
+
+    world.faulty.before = begin
+    with pytest.raises(ArgumentNotIdempotentError):
+        await coordinator.begin(id_)
+
+    assert await events_of(world, id_) == [111]
     assert await pending(world) == []
 
 

@@ -20,6 +20,8 @@ from hsm.components.ping_registry import (
     UninitializedError,
 )
 from hsm.testing import FakeClock
+from hsm.testing.faults import Call
+from persistence.errors import StoreUnavailableError
 from persistence.journal import NO_VC, Expectation
 from tests.support.coordinators import events_of, pending, summarized
 from tests.support.journals import World
@@ -163,6 +165,53 @@ async def test_command_under_way_is_not_that_of_another_request(
         await other.commit(id_, request_id="second")
     assert await other.resume() == 1
     assert (await other.workflows.find(id_)).state_code is StateCode.TERMINATED
+
+
+async def test_command_that_was_refused_meanwhile_is_not_resumed(
+    world: World, clock: FakeClock, other: Coordinator
+) -> None:
+    id_ = (await other.begin()).workflow_id
+    assert await crashing(world, clock, 1, lambda dying: dying.commit(id_), carried_out=True)
+    refusals: list[StateConflictError] = []
+
+    async def overtake(call: Call) -> None:
+        # It has listed what is pending.
+        if call.method != "scan":
+            world.faulty.before = None
+            with pytest.raises(StateConflictError) as caught:
+                await other.commit(id_)
+            refusals.append(caught.value)
+            await other.workflows.post_summary(id_, NO_VC, 0, "too late for that")
+
+    world.faulty.before = overtake
+    assert await Coordinator(world.journal(clock), "reg", clock=clock).resume() == 0
+
+    assert len(refusals) == 1
+    assert (await other.workflows.find(id_)).state_code is StateCode.SUMMARIZED
+    assert await pending(world) == []
+
+
+async def test_answer_is_told_though_its_record_cannot_be_forgotten(
+    world: World, clock: FakeClock, coordinator: Coordinator, other: Coordinator
+) -> None:
+    early = (await other.begin()).workflow_id
+    id_ = await summarized(other)
+
+    async def refuse(call: Call) -> None:
+        if call.method == "delete":
+            raise StoreUnavailableError("away")
+
+    world.faulty.before = refuse
+    committed = await coordinator.commit(id_)
+    with pytest.raises(StateConflictError):
+        await coordinator.commit(early)
+
+    assert committed.workflow_vid == (await other.workflows.find(id_)).vid
+    assert len(await pending(world)) == 2
+    await other.resume()
+    assert await pending(world) == []
+    assert await events_of(world, id_) == [111, 112, 113, 114, 115]
+    assert await events_of(world, early) == [111]
 
 
 async def test_commit_lists_a_workflow_whose_begin_has_crashed(
