@@ -34,7 +34,7 @@ from persistence.proto.journal_pb2 import (
     HistoryHead,
     HistoryMark,
 )
-from persistence.store import EngineStore, GetRequest, Operation, SetRequest
+from persistence.store import EngineStore, GetRequest, SetRequest
 
 __all__ = ["Appender"]
 
@@ -109,17 +109,18 @@ class Appender:
                     raise EventCommitUnknownError(history, plan.events, error) from error
                 self._observer.retried(history)
             except ETagMismatchError:
-                if tries and (found := await self._own(history, plan)) is not None:
+                if tries and (found := await self._own(plan)) is not None:
                     return found
                 raise
             else:
                 return Committed(plan.events[-1].id, plan.events)
 
-    async def _own(self, history: UUID, plan: Plan) -> Committed | None:
+    async def _own(self, plan: Plan) -> Committed | None:
         """The commit, if it turns out to have come through after all."""
-        last = plan.events[-1]
-        found = await self._store.get(GetRequest(key=event_key(history, last.id), partition=self._partition))
-        return None if found.data is None else Committed(last.id, plan.events)
+        last, write = plan.events[-1], plan.rows[-1]
+        found = await self._store.get(GetRequest(key=write.key, partition=self._partition))
+        # With an id that was given, it may be that of somebody else.
+        return Committed(last.id, plan.events) if found.data == write.value else None
 
     def _plan(self, history: UUID, events: Sequence[NewEvent], head: Head, type_: str) -> Plan:
         row = HistoryHead()
@@ -132,7 +133,7 @@ class Appender:
         serial, hash_ = row.serial, row.hash
         hashed = self._hash_chain or bool(hash_)
         made: list[Event] = []
-        rows: list[Operation] = []
+        rows: list[SetRequest] = []
         size = 0
         for event in events:
             id_ = event.id

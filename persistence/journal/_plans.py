@@ -42,7 +42,7 @@ class Plan:
         latest: EventId,
         row: HistoryHead,
         events: tuple[Event, ...],
-        rows: Sequence[Operation],
+        rows: Sequence[SetRequest],
         stamp: EventId,
         size: int,
     ) -> None:
@@ -52,7 +52,7 @@ class Plan:
         self.latest: EventId = latest
         self.row: HistoryHead = row
         self.events: tuple[Event, ...] = events
-        self.rows: Sequence[Operation] = rows
+        self.rows: Sequence[SetRequest] = rows
         self.stamp: EventId = stamp
         self.size: int = size
 

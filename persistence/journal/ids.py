@@ -20,6 +20,7 @@ _TEXT_DIGITS: Final = 26
 _RANDOM_BITS: Final = 80
 _NANOS_PER_MILLISECOND: Final = 1_000_000
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_END: Final = datetime.max.replace(tzinfo=UTC)
 # An id from farther in the future is the work of a broken clock, which must not become that of everybody.
 _MAX_SKEW_MILLISECONDS: Final = 60_000
 _LAST: Final = (1 << 8 * _SIZE) - 1
@@ -57,7 +58,8 @@ class EventId(bytes):
             InvalidEventError: no id does.
         """
         try:
-            if len(text) != _TEXT_DIGITS:
+            # Other letters may have these as their capitals.
+            if len(text) != _TEXT_DIGITS or not text.isascii():
                 raise KeyError(text)
             number = 0
             for digit in text.upper():
@@ -75,8 +77,15 @@ class EventId(bytes):
 
     @property
     def time(self) -> datetime:
-        """When it was made, to the millisecond, by the clock of whoever made it."""
-        return _BEGINNING + timedelta(milliseconds=int.from_bytes(self[:6]))
+        """When it was made, to the millisecond, by the clock of whoever made it.
+
+        At the latest, the last moment of the year 9999.
+        """
+        try:
+            return _BEGINNING + timedelta(milliseconds=int.from_bytes(self[:6]))
+        except OverflowError:
+            # Of a client, or damaged: whoever asks for the age of an event must not stumble over it.
+            return _END
 
 
 EPOCH: Final = EventId(bytes(_SIZE))

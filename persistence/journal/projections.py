@@ -229,7 +229,7 @@ class Projection:
             _, etag = await self._load()
             try:
                 await self._commit(ProjectionRow(resetting=True), etag, Output(self._store, self._partition))
-            except ETagMismatchError:
+            except (ETagMismatchError, CommitOutcomeUnknownError):
                 continue
             await self._clear()
             return
@@ -252,7 +252,8 @@ class Projection:
             ]
             try:
                 await self._store.multi(operations)
-            except ETagMismatchError:
+            except (ETagMismatchError, CommitOutcomeUnknownError):
+                # The mark is stored, or is not: that tells.
                 continue
 
     async def _load(self) -> tuple[ProjectionRow, str | None]:

@@ -34,6 +34,11 @@ def test_id_tells_when_it_was_made() -> None:
 
 
 @given(st.binary(min_size=16, max_size=16))
+def test_any_id_tells_a_time(value: bytes) -> None:
+    assert EPOCH.time <= EventId(value).time <= EventId(b"\xff" * 16).time
+
+
+@given(st.binary(min_size=16, max_size=16))
 def test_id_is_read_back_from_what_it_prints(value: bytes) -> None:
     id_ = EventId(value)
 
@@ -45,7 +50,7 @@ def test_ids_compare_as_they_print(one: bytes, other: bytes) -> None:
     assert (EventId(one) < EventId(other)) == (str(EventId(one)) < str(EventId(other)))
 
 
-@pytest.mark.parametrize("text", ["", "0" * 25, "0" * 27, "U" * 26, "8" + "0" * 25, "é" * 26])
+@pytest.mark.parametrize("text", ["", "0" * 25, "0" * 27, "U" * 26, "8" + "0" * 25, "é" * 26, "0" * 25 + "ß"])
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(InvalidEventError, match="is no event id"):
         EventId.parse(text)

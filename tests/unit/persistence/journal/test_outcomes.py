@@ -13,8 +13,10 @@ from persistence.journal import (
     NO_VC,
     RETRY_NO_VC,
     EventCommitUnknownError,
+    EventMismatchError,
     FeedKind,
     Journal,
+    NewEvent,
     VersionConflictError,
 )
 from persistence.store import EngineStore
@@ -100,6 +102,28 @@ async def test_conflict_after_an_unknown_outcome_is_a_conflict(store: EngineStor
         await journal.commit(HISTORY, numbered(2), version)
 
     assert await codes(journal, HISTORY) == [1, 9]
+
+
+async def test_event_of_somebody_else_is_not_taken_for_ours_after_an_unknown_outcome(
+    store: EngineStore,
+) -> None:
+    faulty = FaultyStore(store)
+    journal = Journal(faulty, "tests")
+    (event,) = numbered(2)
+    (theirs,) = numbered(9)
+    id_ = journal.ids.new()
+
+    async def lose_to_somebody(call: Call) -> None:
+        if call.method == "multi":
+            faulty.before = None
+            await Journal(store, "tests").commit(HISTORY, [NewEvent(theirs.payload, id_)], NO_VC)
+            raise CommitOutcomeUnknownError("the line went dead")
+
+    faulty.before = lose_to_somebody
+    with pytest.raises(EventMismatchError):
+        await journal.commit(HISTORY, [NewEvent(event.payload, id_)], NO_VC)
+
+    assert await codes(journal, HISTORY) == [9]
 
 
 @pytest.mark.parametrize("carried_out", [True, False])

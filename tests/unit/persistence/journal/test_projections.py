@@ -244,6 +244,30 @@ async def test_interrupted_reset_goes_on(store: EngineStore, write: int, *, carr
     assert await seen(projection) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("carried_out", [True, False])
+@pytest.mark.parametrize("write", [1, 2, 3])
+async def test_reset_goes_on_after_an_unknown_outcome(
+    store: EngineStore, write: int, *, carried_out: bool
+) -> None:
+    faulty = FaultyStore(store)
+    journal = Journal(faulty, "tests")
+    projection = Projection(journal, "tally", tally)
+    await committed(journal, 4)
+    await projection.catch_up()
+    first = faulty.writes
+
+    async def lose(call: Call) -> None:
+        if call.write == first + write:
+            raise CommitOutcomeUnknownError("the line went dead")
+
+    setattr(faulty, "after" if carried_out else "before", lose)
+    await projection.reset()
+
+    assert await seen(projection) == []
+    assert await projection.catch_up() == 4
+    assert await seen(projection) == [1, 2, 3, 4]
+
+
 async def test_output_can_be_in_another_store(journal: Journal) -> None:
     await committed(journal, 3)
     async with connect("memory://") as elsewhere:
