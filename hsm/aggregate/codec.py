@@ -62,6 +62,9 @@ class NamedEvents(Generic[FactT]):
     The name and the version are stored with every event. When a class changes in a way that old fields do
     not fit, raise its version and register an upcaster from each earlier one; what is stored stays as it is.
 
+    What would come back as something else, such as a list for a tuple or a class for its subclass, is refused
+    when it is written, and not found out when it can no longer be helped.
+
     Fields are those of `hsm.attrs_definition`. Needs the extra `attrs-codec`.
     """
 
@@ -108,11 +111,16 @@ class NamedEvents(Generic[FactT]):
         type_ = self._by_class.get(type(fact))
         if type_ is None:
             raise SerializationError(f"no event is registered for a {type(fact).__qualname__}")
+        payload = type_.definition.serialize(fact)
+        restored = type_.definition.deserialize(payload)
+        # What is not equal to itself, as nan is not, may look the same at least.
+        if restored != fact and repr(restored) != repr(fact):
+            raise SerializationError(f"event {type_.name!r}: {fact!r} would come back as {restored!r}")
         return Message(
             event=Message.EV_NAMED,
             type_name=type_.name,
             schema_version=type_.version,
-            payload=type_.definition.serialize(fact),
+            payload=payload,
         )
 
     def decode(self, message: Message, /) -> FactT:

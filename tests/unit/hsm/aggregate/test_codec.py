@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -121,6 +122,51 @@ def test_value_that_cannot_be_stored_is_an_error_that_names_the_class() -> None:
 
     with pytest.raises(SerializationError, match="Priced"):
         events.encode(Priced(Decimal("1.10")))
+
+
+@attrs.frozen
+class Measured:
+    values: tuple[float, ...] = ()
+    of: Lost | None = None
+    count: int = 0
+
+
+@attrs.frozen
+class MeasuredAnything:
+    value: object
+
+
+@attrs.frozen
+class LostAgain(Lost):
+    times: int = 2
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        Measured(values=[1.5]),  # type: ignore[arg-type]  # what is refused
+        Measured(of=LostAgain()),
+        Measured(count=1.5),  # type: ignore[arg-type]  # what is refused
+        MeasuredAnything((1, 2)),
+    ],
+)
+def test_fact_that_would_come_back_as_something_else_is_not_written(
+    fact: Measured | MeasuredAnything,
+) -> None:
+    events = NamedEvents[Measured | MeasuredAnything]()
+    events.register("measured", Measured)
+    events.register("measured anything", MeasuredAnything)
+
+    with pytest.raises(SerializationError, match="easured"):
+        events.encode(fact)
+
+
+def test_what_is_not_equal_to_itself_comes_back_all_the_same() -> None:
+    events = NamedEvents[Measured]()
+    events.register("measured", Measured)
+
+    (value,) = events.decode(events.encode(Measured(values=(float("nan"),)))).values
+    assert math.isnan(value)
 
 
 def test_names_and_classes_are_registered_once(events: NamedEvents[Weighed | Lost]) -> None:
