@@ -182,10 +182,7 @@ async def _put_back(
     """Put the parked tasks of an execution back into their queues, where they may be parked again."""
     prefix = parked_prefix(*_key(row))
     async for item in store.scan(partition, prefix, prefix_end(prefix)):
-        parked = decode_row(ParkedTaskRow, item.key, item.value)
-        # Among the timers that are due: in its queue, a poll may not look for a task that is so old.
-        key = timer_key(parked.task.not_before_nanos, parked.task.task_id)
-        task = QueuedTask.of_row(partition, key, "", parked.task)
+        task = _parked(partition, item)
         try:
             task.etag = await store.multi(
                 [
@@ -197,3 +194,14 @@ async def _put_back(
             # Somebody else sweeps here, too.
             continue
         queued(partition, [task])
+
+
+def _parked(partition: str, item: Item) -> QueuedTask:
+    """A task among the timers that are due: in its queue, a poll may not look for one that is so old."""
+    task_id = item.key.rpartition("/")[2]
+    try:
+        row = decode_row(ParkedTaskRow, item.key, item.value).task
+    except SerializationError:
+        # It comes up as it is, to be dead-lettered, and keeps no other where it is.
+        return QueuedTask.parse(partition, timer_key(0, task_id), "", item.value)
+    return QueuedTask.of_row(partition, timer_key(row.not_before_nanos, task_id), "", row)

@@ -76,6 +76,26 @@ async def test_no_task_of_a_paused_execution_runs_until_it_is_resumed(
         assert await database.keys("q/", "z/", "t/", "o/", "i/") == []
 
 
+async def test_task_put_aside_that_cannot_be_read_keeps_no_other_from_running(
+    world: World, database: Database
+) -> None:
+    async with TestEngine(world.registry, database.store) as engine:
+        for id_, names in (("job", ("first", "second")), ("other", ("third",))):
+            ref = await started(engine, id_)
+            await engine.pause(job(id_))
+            await engine.update(ref, ask(*map(Lasting, names)))
+        await engine.drain()
+        damaged = await database.overwrite((await database.keys("q/tests/job/"))[0], b"\xff")
+        for id_ in ("job", "other"):
+            await engine.resume(job(id_))
+        await engine.drain()
+        assert len(world.names()) == 2
+        assert "third" in world.names()
+        (letter,) = [letter async for letter in engine.dead_letters()]
+        assert (letter.task_id, letter.error_type) == (damaged.rpartition("/")[2], "SerializationError")
+        assert await database.keys("q/", "z/", "t/", "o/", "i/") == []
+
+
 async def test_paused_execution_can_be_written(world: World, database: Database) -> None:
     async with TestEngine(world.registry, database.store) as engine:
         ref = await started(engine)
