@@ -267,7 +267,7 @@ class Worker:
                 SetRequest(partition=task.partition, key=key, value=row.SerializeToString()),
             ],
         )
-        self._ended(Outcome.RETRIED, error)
+        self._ended(Outcome.DROPPED if etag is None else Outcome.RETRIED, error)
         self._dispatcher.finish(task)
         if etag is not None:
             task.replace(key, etag, row)
@@ -294,9 +294,10 @@ class Worker:
         )
         own = DeleteRequest(partition=task.partition, key=task.key, etag=task.etag)
         try:
-            if not await self._replace(task, letter):
-                # The machine is gone, or the execution cannot be read: only the row is left.
-                await self._write([own, letter])
+            # If the machine is gone, or the execution cannot be read, only the row is left.
+            if not await self._replace(task, letter) and await self._write([own, letter]) is None:
+                # Somebody else has ended it.
+                return Outcome.DROPPED
         except ExecutionNotFoundError:
             await self._write([own])
             return Outcome.DROPPED

@@ -328,6 +328,21 @@ async def test_engine_tells_of_its_queues(world: World, database: Database, ther
         ]
 
 
+async def test_destination_that_nobody_has_called_for_long_is_forgotten(
+    world: World, database: Database, there: Destination
+) -> None:
+    there.error = DestinationDownError()
+    options = small(breaker=BREAKER, poll_interval=MINUTE)
+    async with TestEngine(world.registry, database.store, options) as engine:
+        for number in range(20):
+            await started(engine, str(number), Lasting("x", destination=str(number)))
+        await engine.drain()
+        await engine.skip(9 * MINUTE)
+        assert len(engine.queues()) == 20
+        await engine.skip(3 * MINUTE)
+        assert engine.queues() == []
+
+
 async def test_destination_that_asks_for_eternity_is_told_of_like_any_other(
     world: World, database: Database, there: Destination
 ) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from hsm import (
+    Environment,
     Ref,
     SerializationError,
     StaleReferenceError,
@@ -274,3 +275,21 @@ async def test_store_that_does_not_answer_is_told_as_everywhere_else(
         with pytest.raises(StorageUnavailableError):
             await engine.repair()
         store.reconnect()
+
+
+async def test_task_that_somebody_else_has_ended_is_no_dead_letter(
+    world: World, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a process runs a task beyond its lease, which another one takes up and ends meanwhile."""
+
+    async def fail(env: Environment, ref: Ref, task: Task) -> None:
+        (key,) = await database.queued()
+        await database.remove(key)
+        raise TerminalError("never")
+
+    world.on(Lasting, fail)
+    async with TestEngine(world.registry, database.store) as engine:
+        await started(engine, "job", Lasting("call"))
+        await engine.drain()
+        assert await dead(engine) == []
+    assert "dead-lettered" not in caplog.text

@@ -126,6 +126,24 @@ async def test_concurrency_can_be_chosen_for_each_queue(world: World, database: 
     assert ("tests", "lasting", "slow") in asked
 
 
+async def test_concurrency_changes_while_the_engine_runs(world: World, database: Database) -> None:
+    gate = Gate("there")
+    world.on(Lasting, gate)
+    allowed = 1
+    options = small(concurrency_of=lambda *_: allowed, poll_interval=timedelta(seconds=1))
+    async with TestEngine(world.registry, database.store, options) as engine:
+        for number in range(5):
+            await started(engine, str(number), Lasting("x"))
+        await until(engine, world, 1)
+        assert len(world.runs) == 1
+        allowed = 3
+        engine.clock.advance(timedelta(seconds=1))
+        await until(engine, world, 3)
+        assert len(world.runs) == 3
+        gate.open.set()
+        await engine.drain()
+
+
 @pytest.mark.parametrize("buffer", [1, 2, 5])
 async def test_more_tasks_than_a_queue_holds(world: World, database: Database, buffer: int) -> None:
     options = small(queue_buffer=buffer, concurrency=1)
