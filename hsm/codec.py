@@ -7,7 +7,9 @@ import functools
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Final, Generic, Protocol, TypeVar, cast, overload, runtime_checkable
+from uuid import UUID
 
 import attrs
 from google.protobuf.message import DecodeError, Message
@@ -80,9 +82,9 @@ def proto_definition(
 def attrs_definition(machine_type: MachineType, class_: type[DataT]) -> MachineDefinition[DataT]:
     """A definition of machines whose data is an attrs class, stored as JSON.
 
-    Fields may be of any type that cattrs structures: numbers, text, bytes, enums, aware datetimes,
-    timedeltas, attrs classes, unions of them, and lists, tuples, sets and mappings of these. A field that
-    is missing in old data takes its default; an unknown one is ignored.
+    Fields may be of any type that cattrs structures: numbers, decimals, text, bytes, UUIDs, enums, aware
+    datetimes, timedeltas, attrs classes, unions of them, and lists, tuples, sets and mappings of these. A
+    field that is missing in old data takes its default; an unknown one is ignored.
 
     Needs the extra `attrs-codec`.
 
@@ -311,4 +313,10 @@ def _converter() -> Any:  # cattrs' converter; cattrs is an extra
     converter = make_converter()
     converter.register_unstructure_hook(timedelta, lambda value: value // timedelta(microseconds=1))
     converter.register_structure_hook(timedelta, lambda value, _: timedelta(microseconds=value))
+    for class_ in (UUID, Decimal):
+        converter.register_unstructure_hook(class_, str)
+        converter.register_structure_hook(class_, lambda value, class_: class_(str(value)))
+    # Of text and numbers, cattrs makes subclasses by itself; of bytes there are ids of events, for example.
+    to_bytes = converter.get_structure_hook(bytes)
+    converter.register_structure_hook(bytes, lambda value, class_: class_(to_bytes(value, bytes)))
     return converter

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any, ClassVar
+from uuid import UUID
 
 import attrs
 import pytest
@@ -28,6 +30,7 @@ from hsm import (
     proto_definition,
     proto_task_serializer,
 )
+from persistence.journal import EventId
 from persistence.proto.hsm_pb2 import StateMachineKey, StateMachineTaskInfo
 from tests.support.machines import Announce, Charge, Order, OrderState, Parcel, Remind
 
@@ -75,6 +78,10 @@ class Everything:
     by_colour: dict[Colour, timedelta]
     by_number: dict[int, datetime | None]
     plain: str | int | None
+    id: UUID
+    price: Decimal
+    by_id: dict[UUID, Decimal | None]
+    version: EventId
     cards: tuple[Card, ...] = ()
 
 
@@ -94,6 +101,10 @@ EVERYTHING = Everything(
     by_colour={Colour.RED: timedelta(microseconds=10**15 + 1)},
     by_number={-1: NOON, 2: None},
     plain=7,
+    id=UUID(int=2**128 - 1),
+    price=Decimal("-1.10"),
+    by_id={UUID(int=0): Decimal("0.1"), UUID(int=1): None},
+    version=EventId(b"sixteen bytes it"),
 )
 
 
@@ -114,6 +125,7 @@ def there_and_back(value: Any) -> Any:
         {"cards": (Card("1"), Card("2"))},
         {"pause": timedelta.max, "at": datetime.max.replace(tzinfo=UTC)},
         {"pair": ("x", 1e308)},
+        {"price": Decimal("1E+400")},
     ],
     ids=lambda changes: ",".join(changes) or "all",
 )
@@ -124,6 +136,8 @@ def test_attrs_class_comes_back_with_every_kind_of_field(changes: dict[str, Any]
 
     assert again == value
     assert again.at.utcoffset() == value.at.utcoffset()
+    assert str(again.price) == str(value.price)
+    assert type(again.version) is EventId
     assert type(again.means) is type(value.means)
     assert type(again.plain) is type(value.plain)
     assert again.level is value.level
