@@ -91,6 +91,7 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
         self._context = contextvars.copy_context()
         self._runs: set[asyncio.Task[None]] = set()
         self._drainers: list[asyncio.Future[None]] = []
+        self._opened = False
         self._closing = False
         self._gauges: EngineGauges | None = None
         if self._options.telemetry is not None:
@@ -116,6 +117,9 @@ class Engine(Requests, Operations, Listings, Repairs, Replication):
             shards = await shard_count(store, options.shard_count, create=options.create)
         except storage.PersistenceError as error:
             raise translated(error) from error
+        if self._opened:
+            raise RuntimeError("an engine is opened once: make another one")
+        self._opened = True
         telemetry = options.telemetry
         executions, worker = (
             (Executions, Worker) if telemetry is None else (ObservedExecutions, ObservedWorker)

@@ -24,6 +24,18 @@ async def test_engine_that_was_not_entered_says_how_that_is_done() -> None:
             engine.strat  # type: ignore[attr-defined]  # noqa: B018 - misspelt
 
 
+async def test_engine_is_opened_once() -> None:
+    """Entered again, inside its block or after it, it would run without what it has ended already."""
+    async with MemoryStore() as store:
+        engine = Engine(shop_registry(), store)
+        async with engine:
+            with pytest.raises(RuntimeError, match="an engine is opened once"):
+                await engine.__aenter__()
+            await engine.start(KEY, Order())
+        with pytest.raises(RuntimeError, match="an engine is opened once"):
+            await engine.__aenter__()
+
+
 def test_url_is_no_store() -> None:
     url: Any = "memory://"
     with pytest.raises(TypeError, match="takes an open store, not a URL"):
