@@ -1,5 +1,6 @@
 """The durable runtime: executions on a store, with their queues and timers."""
 
+from hsm.engine._child_definition import register_child_executions
 from hsm.engine._children import (
     CHILD_EXECUTION,
     ChildExecution,
@@ -10,7 +11,6 @@ from hsm.engine._children import (
     ClosePolicy,
     HasExecutionResult,
     Startable,
-    register_child_executions,
 )
 from hsm.engine._closing import Cancellable
 from hsm.engine.breaker import Breaker, BreakerState

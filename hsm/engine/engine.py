@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
 
 from hsm.engine import _queries
 from hsm.engine._access import Access
-from hsm.engine._children import register_child_executions
+from hsm.engine._child_definition import register_child_executions
 from hsm.engine._commit import Commit
 from hsm.engine._deletion import expire
 from hsm.engine._execution import Execution

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -24,6 +25,7 @@ from hsm import (
     Registry,
     SerializationError,
     StateMachineAlreadyExistsError,
+    StorageUnavailableError,
     TaskKind,
     TaskType,
     TransitionOutput,
@@ -35,6 +37,7 @@ from hsm.engine import (
     Children,
     ChildState,
     ClosePolicy,
+    ConflictPolicy,
     Engine,
     EngineOptions,
     register_child_executions,
@@ -654,6 +657,61 @@ async def divided(clock: FakeClock, *engines: Engine) -> None:
     while not all(engine._shards.owned for engine in engines):
         clock.advance(timedelta(seconds=1))
         await asyncio.sleep(0.01)
+
+
+async def test_lost_rows_of_a_child_are_written_anew(registry: Registry, database: Database) -> None:
+    """Those of the tasks by which it makes sure of its parent, and tells of its end."""
+    async with TestEngine(registry, database.store) as engine:
+        await engine.start(BOSS, Boss())
+        await engine.pause(BOSS)
+        await engine.update(Ref(BOSS), hire("a", data=LAZY))
+        await engine.drain()
+    store = FaultyStore(database.store)
+    async with TestEngine(registry, store) as engine:
+
+        async def cut_off(call: StoreCall) -> None:
+            if started_by(call):
+                store.cut_off_at(call.write, carried_out=True)
+
+        store.before = cut_off
+        with contextlib.suppress(StorageUnavailableError):
+            await engine.resume(BOSS)
+        await store.until_cut_off()
+    for lost in ("hsm.ConfirmStart", "hsm.ReportClose"):
+        async with TestEngine(registry, database.store, run_tasks=False) as engine:
+            (child,) = [info.key async for info in engine.list() if info.key.id != "boss"]
+            if lost == "hsm.ReportClose":
+                await engine.update(Ref(child), end())
+            (root,) = (await engine.describe(child)).nodes
+            assert [task.name for task in root.tasks] == [lost]
+            await database.remove(next(key for key in await database.queued() if root.tasks[0].id in key))
+        async with TestEngine(registry, database.store) as engine:
+            assert await engine.repair() == 1
+            await engine.run_until_idle()
+    assert await database.queued() == []
+    await database.check()
+    async with TestEngine(registry, database.store) as engine:
+        assert await heard(engine) == ["a COMPLETED DONE"]
+
+
+async def test_replaced_runs_are_told_of_like_others_that_end(registry: Registry, database: Database) -> None:
+    async with TestEngine(registry, database.store) as engine:
+        named = ExecutionKey("tests", "worker")
+        await engine.start(BOSS, Boss(), on_start=hire("a", data=LAZY, key=named))
+        await engine.drain()
+        await engine.start(named, LAZY, conflict=ConflictPolicy.TERMINATE_EXISTING)
+        await engine.drain()
+        assert await heard(engine) == ["a TERMINATED OPEN"]
+
+        await engine.update(Ref(BOSS), hire("b", data=LAZY))
+        await engine.drain()
+        await engine.start(BOSS, Boss(), conflict=ConflictPolicy.TERMINATE_EXISTING)
+        await engine.drain()
+        assert await engine.count(status=Lifecycle.TERMINATED) == 3
+        assert (await engine.describe(named)).info.status is Lifecycle.RUNNING
+        assert await heard(engine) == []
+        assert await dead(engine) == []
+    assert await database.queued() == []
 
 
 async def test_families_are_spread_over_processes_and_shards(
