@@ -10,6 +10,7 @@ import attrs
 from hsm.aggregate.errors import SagaConflictError
 from persistence.errors import ETagMismatchError
 from persistence.executions import escape
+from persistence.options import prefix_end
 from persistence.store import ABSENT, CheckRequest, DeleteRequest, EngineStore, GetRequest, SetRequest
 
 __all__ = ["Saga", "Sagas"]
@@ -74,7 +75,5 @@ class Sagas:
 
     async def pending(self, prefix: str = "") -> AsyncIterator[Saga]:
         """The sagas whose id begins with `prefix`, in order of their ids."""
-        async for item in self._store.scan(self._partition, prefix, ""):
-            if not item.key.startswith(prefix):
-                return
+        async for item in self._store.scan(self._partition, prefix, prefix_end(prefix)):
             yield Saga(item.key, item.value)

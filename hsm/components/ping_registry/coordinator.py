@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-import functools
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -299,15 +299,12 @@ class Coordinator:
         async with package_errors():
             if not await self._sagas.is_pending(saga):
                 return False
-        await self._completed(saga, functools.partial(self._take_up, saga))
-        return True
-
-    async def _take_up(self, saga: Saga) -> None:
         record = _records.parse(saga)
         if isinstance(record, BeginRecord):
-            await self._begin(record)
+            await self._completed(saga, lambda: self._begin(record))
         else:
-            await self._complete(record)
+            await self._completed(saga, lambda: self._complete(record))
+        return True
 
     async def expire(self) -> ExpiryReport:
         """Abort what was begun more than a day ago, delete what was completed more than five days ago.
@@ -343,7 +340,9 @@ class Coordinator:
 
     async def _delete(self, workflow_id: UUID) -> None:
         await self.workflows.delete(workflow_id, NO_VC)
-        await self.index.delete(self.index_id, workflow_id)
+        with contextlib.suppress(UnknownWorkflowError):
+            # It was listed: another daemon of this registry has just taken it off.
+            await self.index.delete(self.index_id, workflow_id)
 
     async def _attempt(
         self,

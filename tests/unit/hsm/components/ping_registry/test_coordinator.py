@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from hsm.aggregate import AggregateOptions
 from hsm.components.ping_registry import (
     ACTIVE_FOR,
     COMPLETED_FOR,
@@ -297,6 +298,27 @@ async def test_only_what_is_too_old_expires(coordinator: Coordinator, clock: Fak
     assert (report.aborted, report.deleted) == ((young,), ())
     clock.advance(timedelta(milliseconds=2))
     assert (await coordinator.expire()).deleted == (old,)
+
+
+async def test_two_that_see_to_the_same_workflows_do_so_without_failures(
+    world: World, clock: FakeClock
+) -> None:
+    # Pauses between tries are in real time.
+    both = [
+        Coordinator(journal, "reg", clock=clock, options=AggregateOptions())
+        for journal in (world.journal(clock), world.other_journal(clock))
+    ]
+    ids = {(await both[0].begin()).workflow_id for _ in range(5)}
+    clock.advance(ACTIVE_FOR * 2)
+    aborting = await asyncio.gather(*(each.expire() for each in both))
+    clock.advance(COMPLETED_FOR * 2)
+    deleting = await asyncio.gather(*(each.expire() for each in both))
+
+    assert [report.failures for report in (*aborting, *deleting)] == [()] * 4
+    assert {id_ for report in aborting for id_ in report.aborted} == ids
+    assert {id_ for report in deleting for id_ in report.deleted} == ids
+    assert await events_of(world, both[0].index_id) == [111] * 5 + [114] * 5 + [116] * 5
+    assert await pending(world) == []
 
 
 async def test_aborted_workflow_cannot_be_committed(coordinator: Coordinator, clock: FakeClock) -> None:
