@@ -16,6 +16,7 @@ from hsm.machine import VersionedTransition
 from hsm.ref import ExecutionKey, Ref
 from hsm.registry import Registry
 from hsm.tree import Node
+from persistence.errors import TransactionTooLargeError
 from persistence.executions import escape
 from persistence.journal import EPOCH, Event, EventId, Journal, NewEvent, VersionConflictError
 from persistence.proto.execution_pb2 import HistoryRow
@@ -59,18 +60,19 @@ class ExecutionRecorder:
         Raises:
             ExecutionNotFoundError: there is no such execution.
             JournalError: the journal does not take them.
+            TransactionTooLargeError: one of them alone is too large for the journal's store.
         """
         if not key.run_id:
             key = (await self._engine.describe(key)).info.key
         history = history_of(key)
-        count = 0
+        count, size = 0, _BATCH
         while True:
             head, last = await self._last(history)
             batch: list[NewEvent] = []
             after = 0 if last is None else last.transition_count
             async for entry in self._engine.history(key, after=after):
                 batch.append(_event(entry))
-                if len(batch) == _BATCH:
+                if len(batch) == size:
                     break
             if not batch:
                 return count
@@ -78,6 +80,11 @@ class ExecutionRecorder:
                 await self._journal.commit(history, batch, head, type=EXECUTION_CHANGED)
             except VersionConflictError:
                 # Somebody else records, too.
+                continue
+            except TransactionTooLargeError:
+                if len(batch) == 1:
+                    raise
+                size = len(batch) // 2
                 continue
             count += len(batch)
 

@@ -12,6 +12,7 @@ from hsm import ExecutionKey, ExecutionNotFoundError, Key, Node, NoHistoryError,
 from hsm.aggregate import EXECUTION_CHANGED, ExecutionRecorder, history_of, recorded_tree
 from hsm.testing import FaultyStore, TestEngine
 from hsm.testing.faults import Call
+from persistence.errors import TransactionTooLargeError
 from persistence.journal import NO_VC, Event, Journal, NewEvent
 from persistence.proto.nogevents_pb2 import Event as Message
 from tests.support.databases import Database, new_database
@@ -63,6 +64,30 @@ async def test_many_commits_are_recorded_in_parts(database: Database) -> None:
         assert await ExecutionRecorder(engine, journal).record(job()) == 121
         events = await recorded(journal, ref)
         assert log(recorded_tree(world.registry, events)) == [str(number) for number in range(120)]
+
+
+async def test_commits_that_do_not_fit_together_are_recorded_in_smaller_parts(database: Database) -> None:
+    world = World()
+    store = FaultyStore(database.store)
+    most = 12
+
+    async def limit(call: Call) -> None:
+        if call.method == "multi" and isinstance(call.request, list) and len(call.request) > most:
+            raise TransactionTooLargeError("too large")
+
+    store.before = limit
+    async with TestEngine(world.registry, database.store) as engine:
+        recorder = ExecutionRecorder(engine, Journal(store, "executions"))
+        ref = await engine.start(job(), Job(), history=True)
+        for number in range(40):
+            await engine.update(ref, note(str(number)))
+
+        assert await recorder.record(job()) == 41
+        assert len(await recorded(Journal(database.store, "executions"), ref)) == 41
+        await engine.update(ref, note("last"))
+        most = 2
+        with pytest.raises(TransactionTooLargeError):
+            await recorder.record(job())
 
 
 async def test_what_was_recorded_is_not_read_again(database: Database) -> None:
