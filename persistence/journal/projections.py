@@ -168,6 +168,8 @@ class Projection:
 
         Raises:
             PositionTrimmedError: the feed no longer reaches back to the position: `reset` cannot help either.
+            StoreCorruptError: the feed ends before the position, as after a restore from a backup, and new
+                events would come at positions that are counted already: `reset` begins again.
             TransactionTooLargeError: the rows of one item do not fit into a transaction of the store.
             Exception: whatever the handler raises. The rows are those of before its batch.
         """
@@ -179,6 +181,7 @@ class Projection:
                 continue
             items = await self._journal.feed.read(row.position, limit=batch)
             if not items:
+                await self._check(row.position)
                 return row.position
             output = Output(self._store, self._partition)
             for item in items:
@@ -195,6 +198,14 @@ class Projection:
                 if len(items) == 1:
                     raise
                 batch = max(len(items) // 2, 1)
+
+    async def _check(self, position: int) -> None:
+        end = await self._journal.feed.known_position()
+        if position > end:
+            raise StoreCorruptError(
+                f"projection {self.name!r} has come to position {position} of a feed that ends at {end}:"
+                " reset it"
+            )
 
     async def run(self) -> None:
         """Work in whatever is committed, until cancelled. A store that cannot be reached is waited for.

@@ -8,7 +8,7 @@ import pytest
 
 from hsm.testing import Call, CutOffError, FakeClock, FaultyStore
 from persistence import CommitOutcomeUnknownError, InvalidRequestError, TransactionTooLargeError, connect
-from persistence.errors import StoreBrokenError, StoreUnavailableError
+from persistence.errors import StoreBrokenError, StoreCorruptError, StoreUnavailableError
 from persistence.journal import (
     NO_VC,
     FeedItem,
@@ -334,6 +334,20 @@ async def test_batch_that_does_not_fit_is_made_smaller(journal: Journal) -> None
     with pytest.raises(TransactionTooLargeError):
         await projection.catch_up()
     assert await projection.position() == 5
+
+
+async def test_feed_that_has_lost_its_end_is_told_before_its_positions_come_again(store: EngineStore) -> None:
+    async with connect("memory://") as lost, connect("memory://") as elsewhere:
+        before, restored = Journal(lost, "tests"), Journal(store, "tests")
+        await committed(before, 5)
+        await Projection(before, "tally", tally, store=elsewhere).catch_up()
+        await committed(restored, 3)
+        projection = Projection(restored, "tally", tally, store=elsewhere)
+
+        with pytest.raises(StoreCorruptError, match="position 5 of a feed that ends at 3"):
+            await projection.catch_up()
+        await projection.reset()
+        assert await projection.catch_up() == 3
 
 
 async def test_lag_is_observed(store: EngineStore) -> None:
