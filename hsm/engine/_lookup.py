@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from hsm.engine._rows import QueuedTask, task_row_key
 from hsm.ref import ExecutionKey
@@ -11,6 +12,9 @@ from persistence.proto.hsm_pb2 import StateMachineTask
 from persistence.store import EngineStore, GetRequest, Item
 
 __all__ = ["find_rows", "have_rows", "home_keys"]
+
+# A tree may wait for thousands of tasks, and a store makes a request of each key.
+_KEYS_AT_ONCE: Final = 300
 
 
 def home_keys(execution: ExecutionKey, task: StateMachineTask) -> list[str]:
@@ -72,10 +76,11 @@ async def find_rows(
 async def _get(store: EngineStore, partition: str, keys: Iterable[str]) -> dict[str, Item]:
     requests = [GetRequest(partition=partition, key=key) for key in keys]
     found: dict[str, Item] = {}
-    for answer in await store.bulk_get(requests) if requests else ():
-        if answer.error is not None:
-            raise answer.error
-        if answer.data is not None:
-            task_id = answer.key.rpartition("/")[2]
-            found.setdefault(task_id, Item(answer.key, answer.data, answer.etag or ""))
+    for start in range(0, len(requests), _KEYS_AT_ONCE):
+        for answer in await store.bulk_get(requests[start : start + _KEYS_AT_ONCE]):
+            if answer.error is not None:
+                raise answer.error
+            if answer.data is not None:
+                task_id = answer.key.rpartition("/")[2]
+                found.setdefault(task_id, Item(answer.key, answer.data, answer.etag or ""))
     return found

@@ -19,7 +19,7 @@ from hsm import (
     Registry,
 )
 from hsm.engine import NodeInfo
-from hsm.testing import FakeClock, TestEngine
+from hsm.testing import FakeClock, FaultyStore, TestEngine
 from tests.support.databases import Database
 from tests.support.jobs import (
     Job,
@@ -101,6 +101,20 @@ async def test_tree_is_described_with_all_its_machines_and_tasks(world: World, d
         assert (task.name, task.kind, task.failures) == ("lasting", OutboundKind("there"), 0)
         with pytest.raises(ExecutionNotFoundError):
             await engine.describe(job("nobody"))
+
+
+async def test_tree_with_many_tasks_is_described_by_a_few_reads(world: World, database: Database) -> None:
+    def build(root: Node) -> None:
+        for number in range(150):
+            ask(Lasting("call"))(root.add_child(step(str(number)), Step()))
+
+    store = FaultyStore(database.store)
+    async with TestEngine(world.registry, store, run_tasks=False) as engine:
+        await engine.update(await started(engine), build)
+        before = store.calls
+        tree = await engine.describe(job())
+        assert store.calls - before < 10
+        assert [len(node.tasks) for node in tree.nodes] == [0, *[1] * 150]
 
 
 async def test_tree_of_types_that_are_not_registered_is_described_as_far_as_it_can_be(
