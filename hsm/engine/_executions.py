@@ -74,7 +74,7 @@ class Executions(Cache):
         super().__init__(store, registry, options, shard_count)
         self._ids = ids
         self.committed = committed
-        self._retention = nanos_of(options.retention) if options.retention is not None else 0
+        self._retention = None if options.retention is None else nanos_of(options.retention)
 
     async def run(
         self,

@@ -30,7 +30,7 @@ def plan(
     keep_claim: bool = False,
     removed: Sequence[Removed] = (),
     amend: Amendment | None = None,
-    retention_nanos: int = 0,
+    retention_nanos: int | None = None,
     remembered: int,
     refresh: bool = False,
 ) -> Commit:
@@ -45,7 +45,7 @@ def plan(
         keep_claim: the claim's row stays.
         removed: what `find_removed` has found.
         amend: what else changes, besides the tree.
-        retention_nanos: how long closed executions are kept; 0: for ever.
+        retention_nanos: how long closed executions are kept; None: for ever.
         remembered: requests that an execution remembers.
         refresh: the changed machines ask for all their tasks anew.
 

@@ -76,7 +76,7 @@ class Planner:
         ids: IdSource,
         execution: Execution,
         now_nanos: int,
-        retention_nanos: int,
+        retention_nanos: int | None,
         remembered: int,
     ) -> None:
         self.registry = registry
@@ -251,7 +251,7 @@ class Planner:
         if row.expiry_nanos:
             self.delete(expiry_key(row.expiry_nanos, *key))
             row.expiry_nanos = 0
-        if row.close_nanos and self._retention:
+        if row.close_nanos and self._retention is not None:
             row.expiry_nanos = row.close_nanos + self._retention
             self.write(expiry_key(row.expiry_nanos, *key), b"")
 

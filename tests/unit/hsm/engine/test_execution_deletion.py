@@ -237,6 +237,18 @@ async def test_closed_execution_is_deleted_when_its_time_is_over(world: World, d
         assert await database.keys("x/", "z/") == []
 
 
+async def test_closed_execution_that_is_not_to_be_kept_is_deleted_at_once(
+    world: World, database: Database
+) -> None:
+    options = small(retention=timedelta(), poll_interval=timedelta(minutes=1))
+    async with TestEngine(world.registry, database.store, options) as engine:
+        ref = await started(engine)
+        await engine.update(ref, finish())
+        await engine.skip(timedelta(minutes=2))
+        assert await ids(engine) == []
+        assert await database.keys("e/", "x/", "z/") == []
+
+
 async def test_execution_that_was_opened_again_is_kept(world: World, database: Database) -> None:
     async with TestEngine(world.registry, database.store, small(retention=DAY)) as engine:
         ref = await started(engine)
