@@ -105,7 +105,7 @@ async def test_tree_is_described_with_all_its_machines_and_tasks(world: World, d
 
 async def test_tree_with_many_tasks_is_described_by_a_few_reads(world: World, database: Database) -> None:
     def build(root: Node) -> None:
-        for number in range(50):
+        for number in range(40):
             ask(Lasting("call"))(root.add_child(step(str(number)), Step()))
 
     store = FaultyStore(database.store)
@@ -114,7 +114,7 @@ async def test_tree_with_many_tasks_is_described_by_a_few_reads(world: World, da
         before = store.calls
         tree = await engine.describe(job())
         assert store.calls - before < 10
-        assert [len(node.tasks) for node in tree.nodes] == [0, *[1] * 50]
+        assert [len(node.tasks) for node in tree.nodes] == [0, *[1] * 40]
 
 
 async def test_tree_of_types_that_are_not_registered_is_described_as_far_as_it_can_be(
