@@ -60,11 +60,17 @@ def test_no_statement_reads_the_whole_table_or_sorts(name: str) -> None:
     assert not [step for step in steps if "SCAN kv" in step or "TEMP B-TREE" in step]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 255, 256, 257, 1000, 1023])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9, 255, 256, 257, 1000, 1023])
 def test_rows_are_split_into_few_sizes(count: int) -> None:
     sizes = list(sql.chunk_sizes(count))
     assert sum(sizes) == count
-    assert all(size & (size - 1) == 0 and size <= 256 for size in sizes)
+    assert all(size & (size - 1) == 0 and size <= 256 for size in sizes[:-1])
+    assert len(sizes) == 1 or not sizes or sizes[-1] <= 8
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_few_rows_take_one_statement(count: int) -> None:
+    assert list(sql.chunk_sizes(count)) == [count]
 
 
 @pytest.mark.parametrize("count", [1, 2, 255, 300, 700])

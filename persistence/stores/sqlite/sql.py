@@ -31,8 +31,10 @@ __all__ = [
 ]
 
 # Statements for powers of two, so that any number of rows takes few statements and few are ever prepared;
+# and one for each number of few rows, which is what a transaction that comes alone has.
 # 256 rows of 6 columns are far below SQLite's 32 766 parameters.
 LARGEST_CHUNK: Final = 256
+_FEW_ROWS: Final = 8
 LARGEST_DELETE: Final = 64
 """Rows that one delete takes; its condition is as deep as it has rows, and SQLite bounds the depth."""
 
@@ -84,13 +86,15 @@ def delete(rows: int) -> str:
 
 
 def chunk_sizes(count: int, largest: int = LARGEST_CHUNK) -> Iterator[int]:
-    """Split a number of rows into sizes for which there are statements: 300 into 256, 32, 8, 4."""
+    """Split a number of rows into sizes for which there are statements: 302 into 256, 32, 8, 6."""
     while count >= largest:
         yield largest
         count -= largest
     size = largest
-    while count:
+    while count > _FEW_ROWS:
         size >>= 1
         if count & size:
             yield size
             count -= size
+    if count:
+        yield count
