@@ -32,6 +32,7 @@ from tests.support.stores import SetClock
 
 STATEMENTS = {
     "get": sql.GET,
+    "etag": sql.ETAG,
     "lookup of 1": sql.lookup(1),
     "lookup of 256": sql.lookup(256),
     "values of 1": sql.values(1),

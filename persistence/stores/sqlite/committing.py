@@ -25,8 +25,8 @@ class Committer:
     """Carries out batches.
 
     A batch of one means that the event loop has little else to do at the moment, and the way to the thread
-    and back would cost it half as much again as the commit; see `Pace`. What others keep waiting, and all
-    checkpoints, are the thread's.
+    and back would cost it half as much again as the commit; see `Pace`. What others keep waiting, and the
+    care of the log, are the thread's.
     """
 
     def __init__(self, thread: Worker, writer: Writer) -> None:
@@ -51,11 +51,11 @@ class Committer:
         else:
             # After those who wait have heard, and before the next batch.
             finish(results)
-            if self._writer.checkpoint_is_due:
-                self._thread.call(self._checkpoint, _ignore)
+            if (chore := self._due_chore()) is not None:
+                self._thread.call(chore, _ignore)
 
     def _commit_in_thread(self, batch: Sequence[Transaction], etags: Sequence[str], finish: Finish) -> None:
-        self._thread.call(partial(self._commit, batch, etags), finish, chore=self._due_checkpoint)
+        self._thread.call(partial(self._commit, batch, etags), finish, chore=self._due_chore)
 
     @staticmethod
     def _is_small(batch: Sequence[Transaction]) -> bool:
@@ -69,16 +69,18 @@ class Committer:
         self._pace.took(time.perf_counter() - began)
         return results
 
-    def _due_checkpoint(self) -> Callable[[], None] | None:
-        return self._checkpoint if self._writer.checkpoint_is_due else None
+    def _due_chore(self) -> Callable[[], None] | None:
+        work = self._writer.due()
+        return None if work is None else partial(_attend, work)
 
-    def _checkpoint(self) -> None:
-        try:
-            self._writer.checkpoint()
-        except Exception as error:  # noqa: BLE001  nobody waits for it
-            # Nothing is lost: the log stays as it is until the next one.
-            _log.warning("the log of commits could not be written back: %s", error)
+
+def _attend(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001  nobody waits for it
+        # Nothing is lost: the log stays as it is until the next time.
+        _log.warning("the log of commits could not be attended to: %s", error)
 
 
 def _ignore(outcome: BaseException | None) -> None:
-    """Nobody waits for a checkpoint."""
+    """Nobody waits for it."""

@@ -11,6 +11,9 @@ WITH q(i, p, k) AS (VALUES {rows})
 SELECT group_concat(kv.etag || q.i) FROM q CROSS JOIN kv ON kv.p = q.p AND kv.k = q.k
 WHERE kv.expires IS NULL OR kv.expires > ?
 
+-- :etag
+SELECT etag FROM kv WHERE p = ? AND k = ? AND (expires IS NULL OR expires > ?)
+
 -- :upsert
 -- Not INSERT OR REPLACE, which deletes the old row first: a fifth slower. OR FAIL leaves undoing to the
 -- transaction.
@@ -54,3 +57,6 @@ DELETE FROM kv WHERE p = ? AND k = ? AND expires <= ?
 
 -- :ping
 SELECT count(*) FROM sqlite_schema
+
+-- :fill-log
+INSERT INTO kv (p, k, etag, v) VALUES ('', '', '', zeroblob(?))

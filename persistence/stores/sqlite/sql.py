@@ -13,7 +13,9 @@ __all__ = [
     "CLAIM_CLEANUP",
     "DELETE_EXPIRED",
     "DELETE_FAMILY",
+    "ETAG",
     "EXPIRED",
+    "FILL_LOG",
     "GET",
     "KEYS_LIKE",
     "LARGEST_CHUNK",
@@ -47,7 +49,9 @@ ANY_EXPIRED: Final = _QUERIES["any-expired"]
 CLAIM_CLEANUP: Final = _QUERIES["claim-cleanup"]
 DELETE_EXPIRED: Final = _QUERIES["delete-expired"]
 DELETE_FAMILY: Final = _QUERIES["delete-family"]
+ETAG: Final = _QUERIES["etag"]
 EXPIRED: Final = _QUERIES["expired"]
+FILL_LOG: Final = _QUERIES["fill-log"]
 GET: Final = _QUERIES["get"]
 KEYS_LIKE: Final = _QUERIES["keys-like"]
 PING: Final = _QUERIES["ping"]

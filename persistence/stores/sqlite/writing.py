@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from persistence.batcher import DataRejectedError, Result
 from persistence.decision import Decision, Slot, Transaction, decide
+from persistence.errors import StoreUnavailableError
 from persistence.options import prefix_end
 from persistence.stores.sqlite import sql
 from persistence.stores.sqlite.failures import is_busy, is_data_error, is_full, translate
@@ -27,6 +28,10 @@ _CLEANUP_SLACK_MILLISECONDS: Final = 100
 _PAGE_BYTES: Final = 4096
 _PAGES_OF_ROW: Final = 2
 _CHECKPOINT_PAGES: Final = 1000
+_LOG_BYTES: Final = _CHECKPOINT_PAGES * _PAGE_BYTES * 9 // 8
+_FEW_PAGES: Final = 16
+# Who commits less often than this had better wait.
+_COMMITS_BEFORE_ROOM: Final = 32
 _MOST_PAGES_GUESSED: Final = 8 * _CHECKPOINT_PAGES
 
 _Parameter: TypeAlias = str | int | bytes | bytearray | None
@@ -40,16 +45,21 @@ class Writer:
     ) -> None:
         self._connection = connection
         self._path = path
+        self._log = path.with_name(path.name + "-wal")
         self._now = now
         self._busy_milliseconds = int(busy_timeout.total_seconds() * _MILLISECONDS)
         self._waits = True
         self._pages = 0
         self._due_pages = _CHECKPOINT_PAGES
+        self._commits = 0
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        """Whether so much was written since the last checkpoint that it is time for one."""
-        return self._pages >= self._due_pages
+    def due(self) -> Callable[[], None] | None:
+        """What there is to be done as soon as nobody waits for it; None: nothing."""
+        if self._pages >= self._due_pages:
+            return self.checkpoint
+        if self._commits == _COMMITS_BEFORE_ROOM:
+            return self.make_room
+        return None
 
     def close(self) -> None:
         """Close the connection; if it is the last one of all processes, the WAL is written back."""
@@ -81,6 +91,7 @@ class Writer:
                 raise translate(error, self._path) from error
             raise
         self._commit()
+        self._commits += 1
         return decision.results
 
     def checkpoint(self) -> None:
@@ -94,6 +105,41 @@ class Writer:
             # Rows of one commit share pages, more or fewer of them: the next guess goes by what this one was.
             due = guessed * _CHECKPOINT_PAGES // pages
             self._due_pages = max(_CHECKPOINT_PAGES, min(due, _MOST_PAGES_GUESSED))
+
+    def make_room(self) -> None:
+        """Let the log have the size that it will come to: a commit that makes it longer takes twice as long.
+
+        SQLite writes pages that its cache has no room for into the log before they are committed, and leaves
+        the file as long as it is when they are rolled back.
+        """
+        self._commits += 1
+        connection = self._connection
+        try:
+            if self._log.stat().st_size >= _LOG_BYTES:
+                return
+            (cached,) = connection.execute("PRAGMA cache_size").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA cache_size = {_FEW_PAGES}")
+            try:
+                self._set_waiting(False)
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(sql.FILL_LOG, (_LOG_BYTES,))
+                connection.execute("ROLLBACK")
+                # Or the next commit would have to wait until all that is on the disk.
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(f"PRAGMA user_version = {version}")
+                connection.execute("COMMIT")
+            finally:
+                self._undo()
+                connection.execute(f"PRAGMA cache_size = {cached}")
+        except OSError as error:
+            raise StoreUnavailableError(f"cannot read {self._log}: {error}") from error
+        except sqlite3.Error as error:
+            if is_busy(error):
+                # Somebody else writes: another time.
+                self._commits = 0
+                return
+            raise translate(error, self._path) from error
 
     def delete_family(self, partition: str, prefix: str) -> int:
         """Delete the keys with this prefix that have no further separator; the number deleted."""
@@ -133,6 +179,11 @@ class Writer:
 
     def _stored_etags(self, batch: Sequence[Transaction], now: int) -> dict[Slot, str]:
         slots = list({slot: None for transaction in batch for slot, _ in transaction.conditions})
+        if len(slots) == 1:
+            # As most transactions that come alone.
+            (slot,) = slots
+            row = self._connection.execute(sql.ETAG, (*slot, now)).fetchone()
+            return {} if row is None else {slot: row[0]}
         stored: dict[Slot, str] = {}
         start = 0
         for size in sql.chunk_sizes(len(slots)):

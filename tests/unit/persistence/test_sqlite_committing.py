@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 import pytest
@@ -44,6 +44,9 @@ class Disk:
         self.now += self.seconds
         assert len(etags) == len(batch)
         return list(etags)
+
+    def due(self) -> Callable[[], None] | None:
+        return self.checkpoint if self.checkpoint_is_due else None
 
     def checkpoint(self) -> None:
         self.checkpoint_is_due = False
