@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from typing import Any, Generic, cast
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from hsm.aggregate.errors import UnknownEventTypeError
 from hsm.aggregate.options import UnknownEvents
 from hsm.errors import HSMError
 from persistence.errors import PersistenceError
-from persistence.journal import EPOCH, Event as JournalEvent, Journal, StaleCursorError
+from persistence.journal import EPOCH, Event as JournalEvent, EventId, Journal, StaleCursorError, TrimmedError
 
 __all__ = ["Reader"]
 
@@ -35,15 +36,44 @@ class Reader(Generic[StateT, FactT]):
 
     async def present(self, id_: UUID) -> StateT:
         """The present state, from the last snapshot on if there is one that can be used."""
-        new = self._behavior.new_state(id_)
+        new, restored = self._behavior.new_state(id_), await self._restored(id_)
+        return await self.onwards(new if restored is None else restored)
+
+    async def earlier(self, id_: UUID, vid: EventId) -> StateT:
+        """The state as it was when `vid` was its version."""
+        state = self._behavior.new_state(id_)
+        if vid == EPOCH:
+            return state
+        # An event that never was, or is gone, is told as such.
+        async with aclosing(self._journal.find(id_, vid, limit=1)) as following:
+            async for _ in following:
+                break
+        restored = await self._restored(id_)
+        if restored is not None and restored.vid <= vid:
+            state = restored
+        if state.vid == vid:
+            return state
+        advancer = self._behavior.new_advancer()
+        async with aclosing(self._journal.find(id_, state.vid)) as events:
+            async for event in events:
+                if event.id > vid:
+                    raise TrimmedError(id_, vid, event.parent)
+                fact = self._fact(event)
+                if fact is not None:
+                    state = advancer.advance(state, fact)
+                if event.id == vid:
+                    return state.with_vid(vid)
+        raise TrimmedError(id_, vid, vid)
+
+    async def _restored(self, id_: UUID) -> StateT | None:
+        """The state of the last snapshot, if there is one that can be used."""
         snapshotting = self._snapshotting
-        if snapshotting is not None:
-            version = snapshotting.snapshot_version
-            snapshot = await self._journal.snapshots.load(id_, version=version)
-            if snapshot is not None:
-                state = snapshotting.restore_state(id_, snapshot.data).with_vid(snapshot.event_id)
-                return await self.onwards(state)
-        return await self.onwards(new)
+        if snapshotting is None:
+            return None
+        snapshot = await self._journal.snapshots.load(id_, version=snapshotting.snapshot_version)
+        if snapshot is None:
+            return None
+        return snapshotting.restore_state(id_, snapshot.data).with_vid(snapshot.event_id)
 
     async def onwards(self, state: StateT) -> StateT:
         """The present state, from another one on; that one itself if nothing has come since."""

@@ -112,6 +112,18 @@ class Engine(Generic[StateT, CommandT, FactT]):
         found = await self._reader.onwards(state)
         return found if found is state else self._keep(found)
 
+    async def find_id_vid(self, id_: UUID, vid: EventId) -> StateT:
+        """The state as it was at an earlier version: after that event, and before the next one.
+
+        All events up to then are read, from a snapshot on if there is one that is old enough.
+
+        Raises:
+            UnknownHistoryError, UnknownEventError: it was never there.
+            TrimmedError: what led to it is gone.
+            JournalError, UnknownEventTypeError, InvalidEventTypeError, SerializationError: as for `find_id`.
+        """
+        return await self._reader.earlier(id_, vid)
+
     def _keep(self, state: StateT) -> StateT:
         if state.vid == EPOCH:
             self._cache.drop(state.id)

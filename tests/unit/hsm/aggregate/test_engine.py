@@ -13,9 +13,11 @@ from persistence.journal import (
     NO_VC,
     RETRY_NO_VC,
     EventId,
+    EventIdSource,
     Expectation,
     Journal,
     NewEvent,
+    UnknownEventError,
     UnknownHistoryError,
     VersionConflictError,
 )
@@ -87,6 +89,27 @@ async def test_facts_of_a_command_become_visible_together(
     await engine.tell_id_vid(id_, NO_VC, Deposit((3, 4)))
 
     assert set(seen) == {0, 7}
+
+
+async def test_state_is_found_as_it_was_at_each_version(
+    engine: Accounting, other: Accounting, id_: UUID
+) -> None:
+    states = [await engine.find_id(id_), await engine.tell_id_vid_state(id_, EPOCH, Open("ann"))]
+    states += [await engine.tell_id_vid_state(id_, NO_VC, Deposit((each, each))) for each in range(5)]
+    for state in states:
+        assert await engine.find_id_vid(id_, state.vid) == state
+        assert await other.find_id_vid(id_, state.vid) == state
+    # To look back does not change what is there now.
+    assert await engine.find_id(id_) == states[-1]
+
+
+async def test_version_that_never_was_is_told(engine: Accounting, id_: UUID) -> None:
+    with pytest.raises(UnknownHistoryError):
+        await engine.find_id_vid(id_, EventIdSource().new())
+    vid = await engine.tell_id_vid(id_, EPOCH, Open("ann"))
+    for never in (EventIdSource().new(vid), EventId(bytes(15) + b"\x01")):
+        with pytest.raises(UnknownEventError):
+            await engine.find_id_vid(id_, never)
 
 
 async def test_command_without_facts_is_success_and_leaves_the_version(

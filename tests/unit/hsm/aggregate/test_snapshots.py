@@ -21,6 +21,7 @@ from persistence.journal import (
     EventId,
     EventIdSource,
     Retention,
+    TrimmedError,
 )
 from persistence.proto.nogevents_pb2 import Event as Message
 from tests.support.accounts import Account, AccountCommand, Accounts, Close, Deposit, Fact, Withdraw
@@ -173,6 +174,47 @@ async def test_stale_state_is_read_anew_from_a_trimmed_history(world: World, id_
 
     # The state that it has is older than anything that is left.
     assert (await engine.find_id(id_)).deposits == (6, 7)
+
+
+async def test_earlier_state_is_found_from_the_snapshot_before_it(world: World, id_: UUID) -> None:
+    writer = Engine(world.other_journal(), Accounts())
+    early = await writer.tell_id_vid_state(id_, NO_VC, Deposit((1,) * 5))
+    await writer.tell_id_vid(id_, NO_VC, Deposit((1,) * 15))
+    await events_read(world, id_, Snapshotted())
+    later = await writer.tell_id_vid_state(id_, NO_VC, Deposit((2,)))
+    await writer.tell_id_vid(id_, NO_VC, Deposit((3,)))
+
+    engine = reader(world, Snapshotted())
+    assert await engine.find_id_vid(id_, early.vid) == early
+    assert await engine.find_id_vid(id_, later.vid) == attrs.evolve(later, deposits=(0,) * 20 + (2,))
+
+
+async def test_earlier_state_of_a_trimmed_history_may_be_gone(world: World, id_: UUID) -> None:
+    clock = FakeClock()
+    journal = world.other_journal(clock)
+    engine = Engine(journal, Accounts())
+    states = [await engine.tell_id_vid_state(id_, NO_VC, Deposit((number,))) for number in range(1, 8)]
+    account = Engine(world.journal(clock), Snapshotted(snapshot_interval=1000))
+    await account.tell_id_vid(id_, NO_VC, Deposit((8,)))
+    retention = Retention(journal, {"": FromTheFifth(), "account": FromTheFifth()})
+
+    async def gone() -> list[bool]:
+        found: list[bool] = []
+        for state in states:
+            try:
+                assert (await account.find_id_vid(id_, state.vid)).deposits[-1:] == state.deposits[-1:]
+            except TrimmedError:
+                found.append(True)
+            else:
+                found.append(False)
+        return found
+
+    assert await gone() == 7 * [False]
+    for _ in range(3):
+        await retention.trim()
+        assert await gone() == 5 * [True] + 2 * [False]
+        clock.advance(MONTH)
+        await retention.collect()
 
 
 async def test_index_begins_with_its_last_snapshot_when_it_is_trimmed(world: World) -> None:
