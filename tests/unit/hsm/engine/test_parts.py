@@ -171,15 +171,21 @@ async def test_system_clock_calls_when_it_is_time_and_not_before() -> None:
     clock = SystemClock()
     called: list[int] = []
     done = asyncio.Event()
+
+    def note(time_ns: int) -> None:
+        called.append(time_ns)
+        if len(called) == 2:
+            done.set()
+
     due = clock.time_ns() + 2_000_000
-    clock.call_at(due, lambda: called.append(clock.time_ns()))
-    clock.call_at(0, lambda: called.append(0))
-    clock.call_at(due, lambda: called.append(-1)).cancel()
-    clock.call_at(due + 1_000_000, done.set)
+    clock.call_at(due, lambda: note(clock.time_ns()))
+    clock.call_at(due, lambda: note(-1)).cancel()
+    # Which of them is the first depends on what else the machine does.
+    clock.call_at(0, lambda: note(0))
     await done.wait()
-    assert called[0] == 0
+    assert min(called) == 0
+    assert max(called) >= due
     assert len(called) == 2
-    assert called[1] >= due
 
 
 async def test_system_clock_follows_jumps_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
