@@ -28,13 +28,27 @@ from persistence.stores.postgresql.session import Connector, Session
 from persistence.stores.postgresql.sql import Statements
 from persistence.watching import Watch
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "end_task"]
 
 _log = logging.getLogger(__name__)
 
 _LEAST_LIFE_SECONDS: Final = 60
+_PATIENCE_SECONDS: Final = 0.2
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task, and again until it has ended.
+
+    Before Python 3.12, `asyncio.wait_for`, by which psycopg waits, swallows a cancellation that comes at the
+    same moment as what it waits for.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
+    if not task.cancelled():
+        task.result()
 
 
 class _Watched:
@@ -86,9 +100,7 @@ class Listener:
                 watch.end()
         for task in (self._task, *self._registrations):
             if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await end_task(task)
         if any(watched.registered for watched in self._watched.values()):
             with contextlib.suppress(PersistenceError):
                 await self._forget_others(())
