@@ -211,7 +211,7 @@ async def divided(clock: FakeClock, *engines: Engine) -> None:
     """Return when each of the engines runs some of the shards."""
     while not all(engine._shards.owned for engine in engines):
         clock.advance(timedelta(seconds=1))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # for two engines that nothing but the clock, and their store, drives
 
 
 async def work_off(clock: FakeClock, database: Database) -> None:
@@ -220,7 +220,7 @@ async def work_off(clock: FakeClock, database: Database) -> None:
         if not await database.queued():
             return
         clock.advance(timedelta(seconds=1))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # for two engines that nothing but the clock, and their store, drives
     raise AssertionError(f"never done: {await database.queued()}")
 
 
